@@ -1,0 +1,1 @@
+"""Paired comparisons with the libraries a user would pick instead; `python -m benchmarks`."""

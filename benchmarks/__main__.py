@@ -1,0 +1,39 @@
+"""`python -m benchmarks setup | ppo | overhead | debug`."""
+
+import argparse
+import signal
+import sys
+from types import FrameType
+
+from benchmarks import debug_yardstick, overhead, ppo
+from benchmarks.peers import environments
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("setup", help="make the peers' environments under .bench/")
+    ppo.add_arguments(commands.add_parser("ppo", help=ppo.__doc__))
+    overhead.add_arguments(commands.add_parser("overhead", help=overhead.__doc__))
+    debug_yardstick.add_arguments(commands.add_parser("debug", help=debug_yardstick.__doc__))
+    args = parser.parse_args(argv)
+    if args.command == "setup":
+        for environment in environments.ENVIRONMENTS.values():
+            print(environments.ensure(environment))
+        return 0
+    run = {"ppo": ppo.main, "overhead": overhead.main, "debug": debug_yardstick.main}
+    try:
+        return run[args.command](args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """Leave through the finally blocks, so that no contestant is left running."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Medians, ratios and verdicts of a PPO comparison, and the two reports made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.contestants import Record
+from benchmarks.figures import Spread, spread
+from benchmarks.tables import markdown_table, number_text, plain_table, spread_text
+
+HEADER = (
+    "contestant",
+    "env steps/s",
+    "ours / it",
+    "pairs",
+    "to return, s",
+    "ours / it",
+    "first result, s",
+    "CPU s / 100k steps",
+    "failed",
+)
+VERDICT_HEADER = ("target", "ours", "peer", "ratio", "must be", "verdict")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant over all repeats; ratios are ours over it, of medians and pair by pair."""
+
+    name: str
+    label: str
+    steps_per_s: Spread | None
+    window_steps_per_s: Spread | None
+    speed_ratio: float | None
+    speed_pair_ratio: Spread | None
+    time_to_return_s: Spread | None
+    time_ratio: float | None
+    first_result_s: Spread | None
+    cpu_s_per_100k_steps: Spread | None
+    num_failed: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target of peers.md against what was measured; `met` is None where something is missing."""
+
+    what: str
+    ours: float | None
+    peer: float | None
+    ratio: float | None
+    bound: str
+    met: bool | None
+
+
+def summarize(names: Sequence[tuple[str, str]], records: Sequence[Record]) -> list[Row]:
+    """A row for each (name, label); records carry the name."""
+    plain = {name: _row(name, label, records) for name, label in names}
+    ours = plain.get("ours")
+    return [_with_ratios(row, ours, records) for row in plain.values()]
+
+
+def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+    """The PPO targets of peers.md: each names the peers of which the best counts."""
+    by_name = {row.name: row for row in rows}
+    speed = {name: _median(row.steps_per_s) for name, row in by_name.items()}
+    reach = {name: _median(row.time_to_return_s) for name, row in by_name.items()}
+    first = {name: _median(row.first_result_s) for name, row in by_name.items()}
+    single = ("sb3", "cleanrl")
+    return [
+        _at_least("env steps/s, faster of SB3 and CleanRL", speed, single, 2.0),
+        _at_least("env steps/s, RLlib", speed, ("rllib",), 4.0),
+        _at_most("time to return, fastest peer", reach, (*single, "rllib"), 0.8),
+        _at_most("first result, RLlib", first, ("rllib",), 0.6),
+        _at_most("first result, SB3 (goal)", first, ("sb3",), 1.0),
+    ]
+
+
+def plain_report(rows: Sequence[Row], found: Sequence[Verdict], records: Sequence[Record]) -> str:
+    tables = (
+        plain_table(HEADER, [_cells(row) for row in rows]),
+        plain_table(VERDICT_HEADER, [_verdict_cells(verdict) for verdict in found]),
+    )
+    return "\n\n".join((*tables, load_line(records)))
+
+
+def markdown_report(
+    rows: Sequence[Row], found: Sequence[Verdict], records: Sequence[Record], *, title: str
+) -> str:
+    """The same for docs/benchmarks, with what a reader must know to judge it."""
+    return "\n\n".join(
+        (
+            f"# {title}",
+            "Medians (min–max) over the repeats, contestants in turn on one machine; how each"
+            " figure is made: benchmarks/README.md. Quote ratios, not absolutes.",
+            markdown_table(HEADER, [_cells(row) for row in rows]),
+            markdown_table(VERDICT_HEADER, [_verdict_cells(verdict) for verdict in found]),
+            load_line(records),
+        )
+    )
+
+
+def load_line(records: Sequence[Record]) -> str:
+    """How much of the machine other work took while the contestants ran."""
+    used = spread([record.other_cores for record in records])
+    return f"Cores that other work used during the runs: {spread_text(used, 2)}."
+
+
+def _row(name: str, label: str, records: Sequence[Record]) -> Row:
+    mine = [record for record in records if record.contestant == name]
+    steady = [record.steady for record in mine if record.steady]
+    timed = [record for record in mine if record.measure == "time"]
+    return Row(
+        name=name,
+        label=label,
+        steps_per_s=spread([s.median_steps_per_s for s in steady]),
+        window_steps_per_s=spread([s.window_steps_per_s for s in steady]),
+        speed_ratio=None,
+        speed_pair_ratio=None,
+        time_to_return_s=spread([record.time_to_return_s for record in timed]),
+        time_ratio=None,
+        first_result_s=spread([r.first_result_s for r in mine if r.first_result_s is not None]),
+        cpu_s_per_100k_steps=spread([s.cpu_s_per_100k_steps for s in steady]),
+        num_failed=sum(record.error is not None for record in mine),
+    )
+
+
+def _with_ratios(row: Row, ours: Row | None, records: Sequence[Record]) -> Row:
+    if ours is None or row.name == ours.name:
+        return row
+    return Row(
+        **{
+            **row.__dict__,
+            "speed_ratio": _ratio(_median(ours.steps_per_s), _median(row.steps_per_s)),
+            "speed_pair_ratio": spread(pair_ratios(records, row.name)),
+            "time_ratio": _ratio(_median(ours.time_to_return_s), _median(row.time_to_return_s)),
+        }
+    )
+
+
+def pair_ratios(records: Sequence[Record], peer: str) -> list[float]:
+    """Ours over the peer in env steps/s, for each repeat in which both finished side by side."""
+    speed = {
+        (record.contestant, record.repeat): record.steady.median_steps_per_s
+        for record in records
+        if record.pair == peer and record.steady
+    }
+    repeats = sorted({repeat for name, repeat in speed if name == peer})
+    return [
+        speed["ours", repeat] / speed[peer, repeat]
+        for repeat in repeats
+        if ("ours", repeat) in speed
+    ]
+
+
+def _at_least(
+    what: str, figures: dict[str, float | None], peers: Sequence[str], bound: float
+) -> Verdict:
+    known = [value for name in peers if (value := figures.get(name)) is not None]
+    ours, best = figures.get("ours"), max(known, default=None)
+    ratio = _ratio(ours, best)
+    return Verdict(what, ours, best, ratio, f"≥ {bound}", None if ratio is None else ratio >= bound)
+
+
+def _at_most(
+    what: str, figures: dict[str, float | None], peers: Sequence[str], bound: float
+) -> Verdict:
+    known = [value for name in peers if (value := figures.get(name)) is not None]
+    ours, best = figures.get("ours"), min(known, default=None)
+    ratio = _ratio(ours, best)
+    return Verdict(what, ours, best, ratio, f"≤ {bound}", None if ratio is None else ratio <= bound)
+
+
+def _median(value: Spread | None) -> float | None:
+    return value.median if value else None
+
+
+def _ratio(ours: float | None, peer: float | None) -> float | None:
+    return None if ours is None or peer is None else ours / peer
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.label,
+        spread_text(row.steps_per_s),
+        number_text(row.speed_ratio, 2),
+        spread_text(row.speed_pair_ratio, 2),
+        spread_text(row.time_to_return_s, 1),
+        number_text(row.time_ratio, 2),
+        spread_text(row.first_result_s, 1),
+        spread_text(row.cpu_s_per_100k_steps, 1),
+        str(row.num_failed),
+    ]
+
+
+def _verdict_cells(verdict: Verdict) -> list[str]:
+    said = {True: "met", False: "MISSED", None: "not measured"}[verdict.met]
+    figures = [number_text(value, 2) for value in (verdict.ours, verdict.peer, verdict.ratio)]
+    return [verdict.what, *figures, verdict.bound, said]

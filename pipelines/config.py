@@ -1,0 +1,308 @@
+"""Configuration: frozen pydantic models, composed in groups; every algorithm's config is one."""
+
+import itertools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from rl_ops.model_spec import Activation
+from rl_ops.optim_spec import OptimKind
+from rl_ops.schedules import Schedule as _Points
+
+
+def _increasing(schedule: _Points) -> _Points:
+    if isinstance(schedule, tuple):
+        steps = [point[0] for point in schedule]
+        if not steps or any(b <= a for a, b in itertools.pairwise(steps)):
+            raise ValueError("a schedule needs points [env_steps, value] with growing env_steps")
+    return schedule
+
+
+Schedule = Annotated[_Points, AfterValidator(_increasing)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Group(BaseModel):
+    """Base of configuration groups: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class EnvConfig(Group):
+    """Which environment, and how copies of it step together."""
+
+    id: str = Field(min_length=1)
+    """A Gymnasium id, or `module:factory`."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the environment."""
+    vectorization: Literal["auto", "native", "sync", "async"] = "auto"
+    """`native`: the environment's own vector version; `sync`: copies in the rollout worker;
+    `async`: a process each; `auto`: native where there is one, else sync."""
+    max_episode_steps: PositiveInt | None = None
+    """Time limit replacing the registered one; reaching it truncates."""
+
+
+class ModelConfig(Group):
+    """The network, when the default for the observation space does not serve."""
+
+    kind: Literal["auto", "mlp", "cnn", "custom"] = "auto"
+    """`auto`: a CNN for images, else an MLP."""
+    hidden: tuple[PositiveInt, ...] = (64, 64)
+    """Widths of the fully connected layers."""
+    activation: Activation = "tanh"
+    """Between layers."""
+    shared: bool = False
+    """One trunk for actor and critic (a CNN's always is)."""
+    conv: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
+        (32, 8, 4),
+        (64, 4, 2),
+        (64, 3, 1),
+    )
+    """(channels, kernel, stride) of each convolution."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of continuous actions, in nats."""
+    factory: str | None = None
+    """`module:function`, called with the ModelSpec, giving an nn.Module obs → (params, value)."""
+    factory_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+
+    @model_validator(mode="after")
+    def _factory_is_custom(self) -> Self:
+        if (self.kind == "custom") != (self.factory is not None):
+            raise ValueError("kind 'custom' and factory go together: set both or neither")
+        return self
+
+
+class ConnectorsConfig(Group):
+    """What happens to observations, rewards and actions between environment and network."""
+
+    obs: tuple[dict[str, Any], ...] | None = None
+    """Observation connectors in order, each {kind, ...}; None takes the default for the space."""
+    normalize_obs: bool = False
+    """Subtract the running mean and divide by the running standard deviation."""
+    obs_clip: float = Field(default=10.0, gt=0)
+    """Limit of normalised observations, in standard deviations."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
+    clip_reward: float | None = Field(default=None, gt=0)
+    """Limit of rewards the learner sees; the logged reward stays."""
+    squash_action: bool = False
+    """Box actions by a tanh-squashed Gaussian rescaled to the bounds, instead of clipping."""
+
+
+class RolloutConfig(Group):
+    """How experience is gathered."""
+
+    num_workers: PositiveInt = 1
+    """Rollout workers, each a Ray actor process."""
+    num_envs: PositiveInt = 16
+    """Sub-environments stepping together in each worker."""
+    fragment_steps: PositiveInt = 128
+    """Steps of each sub-environment in a fragment, the unit of exchange."""
+    max_policy_lag: int = Field(default=0, ge=0)
+    """How many versions old the acting policy may be when its rows are consumed; 0 is
+    synchronous, 1 hides the rollout behind the update."""
+
+
+class OptimConfig(Group):
+    """The optimiser."""
+
+    kind: OptimKind = "adam"
+    """Update rule."""
+    lr: Schedule = 3e-4
+    """Learning rate: a number, or [[env_steps, value], ...]."""
+    eps: float = Field(default=1e-5, gt=0)
+    """Added to the denominator of adam, adamw and rmsprop."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay of adam's first and second moments, per step."""
+    alpha: Fraction = 0.99
+    """Smoothing constant of rmsprop."""
+    momentum: Fraction = 0.0
+    """Of rmsprop and sgd."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled for adamw, an L2 term for the others."""
+    max_grad_norm: float | None = Field(default=0.5, gt=0)
+    """Gradients of larger norm are scaled down to it; None never."""
+
+
+class LearnerConfig(Group):
+    """Where and how the learner runs."""
+
+    num_workers: int = Field(default=0, ge=0)
+    """0: in the driver process; N: N data-parallel Ray Train workers."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: cuda where torch sees one."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """Torch threads of each learner process; None is one: small networks gain little from a
+    second thread, and lose a hundredfold where another process wants its core."""
+    compile: bool = False
+    """torch.compile the model: half a minute of start-up for a faster update."""
+
+
+class ResourcesConfig(Group):
+    """What each process reserves from Ray."""
+
+    rollout_cpus: float = Field(default=1.0, ge=0)
+    """Per rollout worker."""
+    rollout_gpus: float = Field(default=0.0, ge=0)
+    """Per rollout worker; may be a fraction."""
+    rollout_custom: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources per rollout worker."""
+    learner_cpus: float = Field(default=1.0, ge=0)
+    """Per learner worker; not reserved when learner.num_workers is 0."""
+    learner_gpus: float = Field(default=0.0, ge=0)
+    """Per learner worker; may be a fraction."""
+    learner_custom: dict[str, float] = Field(default_factory=dict)
+    """Custom Ray resources per learner worker."""
+
+
+class EvaluationConfig(Group):
+    """Evaluation during training, as a dataflow of its own pinned to one version."""
+
+    period_iterations: PositiveInt | None = None
+    """Evaluate every so many iterations; None never."""
+    episodes: PositiveInt = 10
+    """Whole episodes of each evaluation."""
+    num_envs: PositiveInt = 5
+    """Environments side by side, each with its share of the episodes."""
+    explore: bool = False
+    """Sample actions instead of taking the mode."""
+    parallel: bool = False
+    """Evaluate beside training; the result comes with a later iteration."""
+
+
+class CheckpointConfig(Group):
+    """When checkpoints are written."""
+
+    period_iterations: PositiveInt | None = None
+    """Every so many iterations; None only at the end."""
+    at_end: bool = True
+    """One when a stop criterion holds, or at an interrupt."""
+    keep: PositiveInt | None = None
+    """How many to keep, newest first; None all."""
+
+
+class ReportingConfig(Group):
+    """What is reported, and where."""
+
+    window_episodes: PositiveInt = 100
+    """episode_return_mean is over this many latest training episodes."""
+    tensorboard: bool = True
+    """Write event files beside result.json."""
+
+
+class FaultsConfig(Group):
+    """What happens when something fails."""
+
+    max_worker_restarts: int = Field(default=3, ge=0)
+    """Restarts of each rollout worker before the run fails."""
+    max_env_failures: int = Field(default=3, ge=0)
+    """Exceptions in a row of one environment before its worker fails."""
+    on_nonfinite_loss: Literal["stop", "skip"] = "stop"
+    """A loss or gradient that is NaN or Inf: stop the run, or skip that minibatch and count it."""
+
+
+class StopConfig(Group):
+    """When a run ends: at the first that holds."""
+
+    training_iteration: PositiveInt | None = None
+    """Iterations: versions published."""
+    env_steps: PositiveInt | None = None
+    """Rows consumed."""
+    episode_return_mean: float | None = None
+    """Of the latest reporting.window_episodes training episodes."""
+    time_s: float | None = Field(default=None, gt=0)
+    """Seconds since the process started, over all resumes."""
+
+
+def _env_from_id(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
+
+
+class AlgorithmConfig(Group):
+    """What every algorithm's configuration has."""
+
+    algo: str
+    """Name of the algorithm."""
+    env: Annotated[EnvConfig, BeforeValidator(_env_from_id)]
+    """A Gymnasium id as a string, or a group."""
+    seed: int = Field(default=0, ge=0)
+    """Of environments, sampling, initial weights and shuffles."""
+    gamma: Fraction = 0.99
+    """Discount per env step."""
+    model: ModelConfig = ModelConfig()
+    connectors: ConnectorsConfig = ConnectorsConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optim: OptimConfig = OptimConfig()
+    learner: LearnerConfig = LearnerConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    reporting: ReportingConfig = ReportingConfig()
+    faults: FaultsConfig = FaultsConfig()
+    callbacks: tuple[str, ...] = ()
+    """`module:Class` of callbacks, see docs/callbacks.md."""
+    stop: StopConfig = StopConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_group_defaults(cls, values: Any) -> Any:
+        """A group given in part keeps the algorithm's own defaults in the rest, not the group's."""
+        if not isinstance(values, dict):
+            return values
+        groups = {
+            name: field.default.model_dump()
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, BaseModel) and field.annotation is type(field.default)
+        }
+        partial = {k: v for k, v in values.items() if k in groups and isinstance(v, dict)}
+        return values | {name: groups[name] | given for name, given in partial.items()}
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
+        """A validated copy with settings replaced: {"optim.lr": 1e-3}; see pipelines.loading."""
+        # Loading reads this module; and a worker that only acts never needs it.
+        from pipelines.loading import with_overrides
+
+        return with_overrides(self, overrides)
+
+
+class OnPolicyConfig(AlgorithmConfig):
+    """What algorithms that learn from their newest rows share."""
+
+    gae_lambda: Fraction = 0.95
+    """1 is the Monte-Carlo return, 0 one-step TD."""
+    train_rows: PositiveInt | None = None
+    """Rows of one version; None takes one fragment of every worker."""
+    value_coef: float = Field(default=0.5, ge=0)
+    """Weight of the value term in the loss."""
+    entropy_coef: Schedule = 0.0
+    """Weight of the entropy bonus: a number, or [[env_steps, value], ...]."""
+
+    @model_validator(mode="after")
+    def _fragments_divide(self) -> Self:
+        rollout = self.rollout
+        rows = rollout.num_workers * rollout.num_envs * rollout.fragment_steps
+        if self.train_rows is not None and self.train_rows % rows:
+            raise ValueError(
+                f"train_rows={self.train_rows} is no multiple of rollout.num_workers x num_envs x "
+                f"fragment_steps = {rollout.num_workers} x {rollout.num_envs} x "
+                f"{rollout.fragment_steps} = {rows}; change one of them"
+            )
+        if self.learner.num_workers and rollout.num_workers % self.learner.num_workers:
+            raise ValueError(
+                f"rollout.num_workers={rollout.num_workers} must be a multiple of "
+                f"learner.num_workers={self.learner.num_workers}: each learner rank has rollout "
+                "workers of its own"
+            )
+        return self
+
+    @property
+    def fragments_per_version(self) -> int:
+        """F, how many fragments one update consumes."""
+        rollout = self.rollout
+        rows = rollout.num_envs * rollout.fragment_steps
+        return (self.train_rows or rows * rollout.num_workers) // rows

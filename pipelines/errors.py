@@ -1,0 +1,17 @@
+"""Errors of pipelines that callers may want to catch."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, incomplete, altered, or of something else."""
+
+
+class RunExistsError(ValueError):
+    """A run of that name exists, or is running."""
+
+
+class StorageError(ValueError):
+    """The storage folder cannot be used."""
+
+
+class TrainingError(RuntimeError):
+    """A run failed; the message says in which stage and why."""

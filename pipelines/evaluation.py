@@ -1,0 +1,133 @@
+"""Evaluating a policy: whole episodes, in this process, the same number from each environment."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rl_ops.envs import EnvSpec, VectorSlots, make_env
+from rl_ops.policy import Policy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns and lengths of finished episodes, in the order of environment, then of time.
+
+    Attributes:
+        returns: undiscounted sums of the environment's own rewards.
+        lengths: in env steps.
+    """
+
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+
+    def figures(self) -> dict[str, float | int]:
+        """Mean, deviation and range, as they are printed and logged."""
+        returns = np.asarray(self.returns)
+        return {
+            "episodes": len(returns),
+            "episode_return_mean": float(returns.mean()),
+            "episode_return_std": float(returns.std()),
+            "episode_return_min": float(returns.min()),
+            "episode_return_max": float(returns.max()),
+            "episode_length_mean": float(np.mean(self.lengths)),
+        }
+
+
+def evaluate_policy(
+    policy: Policy,
+    env: EnvSpec,
+    *,
+    episodes: int,
+    seed: int,
+    num_envs: int = 8,
+    explore: bool = False,
+) -> Evaluation:
+    """Run whole episodes.
+
+    Each of the environments runs its own share of the episodes: taking whichever end first would
+    favour short ones.
+
+    Args:
+        policy: acts, with the connectors and statistics it was trained with.
+        env: which environment.
+        episodes: how many, at least 1.
+        seed: of environments and, when exploring, of the sampling.
+        num_envs: environments side by side, at most `episodes`.
+        explore: sample actions instead of taking the mode.
+
+    Raises:
+        ValueError: episodes < 1.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}; expected at least 1")
+    n = min(num_envs, episodes)
+    quota = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
+    slots = VectorSlots(env, n)
+    try:
+        return _run(policy, slots, quota, seed=seed, explore=explore)
+    finally:
+        slots.close()
+
+
+def _run(
+    policy: Policy, slots: VectorSlots, quota: np.ndarray, *, seed: int, explore: bool
+) -> Evaluation:
+    n, spec, distribution = slots.num_envs, policy.spec, policy.distribution
+    seeds = np.random.SeedSequence(seed).generate_state(n) % 2**31
+    state = policy.start(n, seed=seed)
+    obs, is_first = slots.reset(seeds.tolist()), np.ones(n, dtype=bool)
+    returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
+    finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
+    while any(len(f) < q for f, q in zip(finished, quota, strict=True)):
+        module_obs = spec.obs_connectors.step(obs, is_first, state.connectors)
+        params = policy.inference.forward(policy.module_input(module_obs))[0]
+        if explore:
+            action = distribution.sample(params, distribution.noise(state.rng, n))
+        else:
+            action = distribution.mode(params)
+        step = slots.step(spec.action_connectors(action))
+        obs, is_first = step.obs, step.is_first
+        returns += step.reward * step.is_transition
+        lengths += step.is_transition
+        for i in np.flatnonzero((step.terminated | step.truncated) & step.is_transition):
+            if len(finished[i]) < quota[i]:
+                finished[i].append((float(returns[i]), int(lengths[i])))
+            returns[i], lengths[i] = 0.0, 0
+    episodes = [episode for of_env in finished for episode in of_env]
+    return Evaluation(tuple(e[0] for e in episodes), tuple(e[1] for e in episodes))
+
+
+def record_videos(
+    policy: Policy, env: EnvSpec, *, folder: Path, episodes: int, seed: int, explore: bool = False
+) -> list[Path]:
+    """Run episodes one after the other and write an MP4 of each to `folder`.
+
+    Raises:
+        ValueError: the environment renders no frames, or the `video` extra is not installed.
+    """
+    single: gym.Env[Any, Any] = make_env(env, render_mode="rgb_array")
+    try:
+        recorded = gym.wrappers.RecordVideo(
+            single, str(folder), episode_trigger=lambda _: True, disable_logger=True
+        )
+        for episode in range(episodes):
+            _record_one(policy, recorded, seed=seed + episode, explore=explore)
+        recorded.close()
+    except gym.error.DependencyNotInstalled as error:
+        raise ValueError(f"cannot write videos: {error}; pip install 'millrace[video]'") from error
+    finally:
+        single.close()
+    return sorted(folder.glob("rl-video-episode-*.mp4"))
+
+
+def _record_one(policy: Policy, env: gym.Env[Any, Any], *, seed: int, explore: bool) -> None:
+    obs, _ = env.reset(seed=seed)
+    state = None
+    ended = False
+    while not ended:
+        action, state, _ = policy.act(obs, state, explore=explore)
+        obs, _, terminated, truncated, _ = env.step(action)
+        ended = terminated or truncated

@@ -1,0 +1,244 @@
+"""The learner's loop: fragments in, versions out. The same with Ray and without."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipelines.config import StopConfig
+from pipelines.coordinator import Command, GoAhead
+from rl_ops import columns as c
+from rl_ops.batch import Batch
+from rl_ops.learner import Learner
+from rl_ops.policy import Weights
+
+log = logging.getLogger(__name__)
+
+
+class Flow(Protocol):
+    """How the learner speaks with the rest of the run."""
+
+    def advance(self, version: int, weights: Weights, result: dict[str, Any] | None) -> GoAhead:
+        """Publish a version; wait while paused; commands to run, none to go on."""
+
+    def proceed(self) -> GoAhead:
+        """After commands: wait while paused; more commands, none to go on."""
+
+    def replace_weights(self, version: int, weights: Weights) -> None:
+        """Publish weights that no update made."""
+
+    def finish(self, command: Command, output: Any) -> None:
+        """Hand in a command's output; an exception is raised at the caller."""
+
+
+class Stopped(Exception):  # noqa: N818 - an ordinary end, not an error
+    """The run was told to end."""
+
+
+@dataclass
+class EpisodeWindow:
+    """Returns and lengths of the latest training episodes."""
+
+    size: int
+    returns: deque[float] = field(init=False)
+    lengths: deque[float] = field(init=False)
+    count: int = 0
+
+    def __post_init__(self) -> None:
+        self.returns, self.lengths = deque(maxlen=self.size), deque(maxlen=self.size)
+
+    def add(self, table: pa.Table) -> None:
+        """Note the episodes that end in `table`."""
+        ended = table.column(c.EPISODE_RETURN).drop_null()
+        self.count += len(ended)
+        self.returns.extend(ended.to_pylist())
+        self.lengths.extend(table.column(c.EPISODE_LENGTH).drop_null().to_pylist())
+
+    def figures(self) -> dict[str, float | int | None]:
+        """The result's keys about episodes; None before the first one ends."""
+        returns, lengths = list(self.returns), list(self.lengths)
+        return {
+            "episodes": self.count,
+            "episode_return_mean": float(np.mean(returns)) if returns else None,
+            "episode_return_min": min(returns, default=None),
+            "episode_return_max": max(returns, default=None),
+            "episode_length_mean": float(np.mean(lengths)) if lengths else None,
+        }
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Tests a result against the stop criteria."""
+
+    stop: StopConfig
+
+    def __call__(self, result: dict[str, Any]) -> str | None:
+        """The first criterion that holds, as "key >= bound", or None."""
+        for key in type(self.stop).model_fields:
+            bound, value = getattr(self.stop, key), result.get(key)
+            if bound is not None and value is not None and value >= bound:
+                return f"{key} {value:.6g} >= {bound:.6g}"
+        return None
+
+
+@dataclass
+class LearnLoop:
+    """Runs a learner over a stream of fragments until it is told to stop.
+
+    Args:
+        learner: to update.
+        flow: to the rest of the run.
+        to_batch: tables of one version → the learner's batch.
+        fragments: how many fragments of this rank make one version.
+        ids: fragment ids of this rank for a version, ascending.
+        reached: stop criteria.
+        window: latest episodes.
+        save: writes a checkpoint to a folder.
+        started_at: epoch seconds at which the driver's process started.
+    """
+
+    learner: Learner[Any]
+    flow: Flow
+    to_batch: Callable[[Sequence[pa.Table]], Batch]
+    ids: Callable[[int], Sequence[int]]
+    reached: Reached
+    window: EpisodeWindow
+    save: Callable[["LearnLoop", str], Any]
+    started_at: float
+    incarnation: int = 0
+    time_before_s: float = 0.0
+    iteration: int = 0
+    duplicates: int = 0
+    _pending: dict[int, pa.Table] = field(default_factory=dict)
+    _clock: float = 0.0
+
+    def run(self, fragments: Iterator[pa.Table]) -> None:
+        """Consume `fragments` in the order of their ids; returns when told to stop."""
+        try:
+            self.start()
+            for table in fragments:
+                self.feed(table)
+        except Stopped:
+            return
+
+    def start(self) -> None:
+        """Publish the weights that the first fragments act with."""
+        self._handle(self.flow.advance(self.learner.version, self.learner.weights(), None))
+        self._clock = time.perf_counter()
+
+    def feed(self, table: pa.Table) -> None:
+        """Take one fragment, and make every version whose fragments are now complete."""
+        self._take(table)
+        while (tables := self._ready()) is not None:
+            self._iterate(tables)
+
+    def state(self) -> dict[str, Any]:
+        """What the loop counts, JSON-able."""
+        return {
+            "iteration": self.iteration,
+            "incarnation": self.incarnation,
+            "time_s": time.time() - self.started_at + self.time_before_s,
+            "duplicates": self.duplicates,
+            "episodes": self.window.count,
+            "returns": list(self.window.returns),
+            "lengths": list(self.window.lengths),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.iteration, self.time_before_s = state["iteration"], state["time_s"]
+        self.duplicates, self.window.count = state["duplicates"], state["episodes"]
+        self.window.returns.extend(state["returns"])
+        self.window.lengths.extend(state["lengths"])
+
+    def _take(self, table: pa.Table) -> None:
+        if table.num_rows == 0:  # what a worker emits when it is told to end
+            return
+        fragment = table.column(c.FRAGMENT_ID)[0].as_py()
+        if fragment < self.ids(self.learner.version)[0] or fragment in self._pending:
+            self.duplicates += 1
+            log.info("fragment %d came again after a retry; dropped", fragment)
+            return
+        self._pending[fragment] = table
+
+    def _ready(self) -> list[pa.Table] | None:
+        ids = self.ids(self.learner.version)
+        if any(k not in self._pending for k in ids):
+            return None
+        return [self._pending.pop(k) for k in ids]
+
+    def _iterate(self, tables: list[pa.Table]) -> None:
+        before, got = self._clock, time.perf_counter()
+        versions = np.array([t.column(c.POLICY_VERSION)[0].as_py() for t in tables])
+        lag = self.learner.version - versions
+        batch = self.to_batch(tables)
+        metrics = self.learner.update(batch)
+        self.learner.env_steps += batch.rows * self.learner.world.size
+        self.learner.version += 1
+        self.iteration += 1
+        for table in tables:
+            self.window.add(table)
+        updated = time.perf_counter()
+        result: dict[str, Any] = {
+            "training_iteration": self.iteration,
+            "env_steps": self.learner.env_steps,
+            "grad_steps": self.learner.grad_steps,
+            **self.window.figures(),
+            "policy_version": self.learner.version,
+            "policy_lag_mean": float(lag.mean()),
+            "policy_lag_max": int(lag.max()),
+            **{f"learner/{name}": value for name, value in metrics.items()},
+            "time_s": time.time() - self.started_at + self.time_before_s,
+            "time/wait_s": got - before,
+            "time/update_s": updated - got,
+            "time/iteration_s": updated - before,
+            "env_steps_per_s": batch.rows * self.learner.world.size / (updated - before),
+            "faults/duplicate_fragments": self.duplicates,
+        }
+        result["stopped_by"] = self.reached(result)
+        weights = self.learner.weights()
+        paused_s = self._handle(self.flow.advance(self.learner.version, weights, result))
+        # Publishing counts as part of the next iteration; being paused does not.
+        self._clock = updated + paused_s
+
+    def _handle(self, go: GoAhead) -> float:
+        """Run commands until there are none; returns the seconds spent on them and paused."""
+        paused_s, start = go.paused_s, time.perf_counter()
+        if not go.commands:
+            return paused_s
+        while go.commands:
+            for command in go.commands:
+                self._execute(command)
+            go = self.flow.proceed()
+        return paused_s + time.perf_counter() - start
+
+    def _execute(self, command: Command) -> None:
+        if command.name == "stop":
+            raise Stopped
+        try:
+            output = self.output(command)
+        except Exception as error:  # noqa: BLE001 - raised again at the driver, which asked
+            output = error
+        self.flow.finish(command, output)
+
+    def output(self, command: Command) -> Any:
+        """Run one command; its errors are the caller's."""
+        if command.name == "save":
+            return self.save(self, command.payload)
+        if command.name == "set_weights":
+            self.learner.set_weights(command.payload)
+            self.flow.replace_weights(self.learner.version, self.learner.weights())
+            return None
+        raise ValueError(f"unknown command {command.name!r}")
+
+
+def use_threads(num_threads: int) -> None:
+    """Give torch `num_threads` threads, if it is not so already."""
+    if torch.get_num_threads() != num_threads:
+        torch.set_num_threads(num_threads)

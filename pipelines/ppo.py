@@ -1,0 +1,92 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347).
+
+Legend: B rows.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from pipelines.config import OnPolicyConfig, PositiveInt, Schedule
+from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.on_policy import ActorCriticLearner, advantages
+from rl_ops import columns as c
+from rl_ops.batch import Batch
+from rl_ops.learner import Averages, Loss, Metrics
+from rl_ops.losses import approx_kl, clip_frac, clipped_surrogate, explained_variance, value_loss
+
+
+class PPOConfig(OnPolicyConfig):
+    """PPO with the clipped surrogate."""
+
+    algo: Literal["ppo"] = "ppo"
+    """Name of the algorithm."""
+    clip_eps: Schedule = 0.2
+    """Limit of the probability ratio's distance from 1."""
+    value_clip: float | None = Field(default=None, gt=0)
+    """Limit of a value's change in one version; None leaves values free."""
+    num_epochs: PositiveInt = 10
+    """Passes over each version's rows."""
+    minibatch_rows: PositiveInt = 256
+    """Rows of a minibatch, at most: a version's rows are split evenly."""
+    normalize_advantage: bool = True
+    """Shift and scale advantages of each minibatch to mean 0 and deviation 1."""
+    target_kl: float | None = Field(default=None, gt=0)
+    """Stop a version's epochs once the policy moved this far, in nats; None never."""
+
+
+class PPOLearner(ActorCriticLearner[PPOConfig]):
+    """Several epochs of minibatches over each version's rows."""
+
+    reads: ClassVar[tuple[str, ...]] = (c.ACTION, c.LOGP, c.VALUE, c.ADVANTAGE, c.VALUE_TARGET)
+
+    def loss(self, batch: Batch) -> Loss:
+        """Clipped surrogate, value and entropy terms (eq. 9)."""
+        config = self.config
+        logp_B, entropy_B, value_B = self.evaluate(batch)
+        advantage_B = batch.advantage
+        if config.normalize_advantage and batch.rows > 1:
+            advantage_B = (advantage_B - advantage_B.mean()) / (advantage_B.std() + 1e-8)
+        clip_eps = self.at(config.clip_eps)
+        policy_B = clipped_surrogate(logp_B, batch.logp, advantage_B, clip_eps=clip_eps)
+        value_loss_B = value_loss(
+            value_B, batch.value_target, old_value=batch.value, clip=config.value_clip
+        )
+        terms = {
+            "policy_loss": policy_B.mean(),
+            "value_loss": config.value_coef * value_loss_B.mean(),
+        }
+        entropy = entropy_B.mean()
+        if entropy_coef := self.at(config.entropy_coef):
+            terms["entropy_loss"] = -entropy_coef * entropy
+        metrics = {
+            "entropy": entropy.detach(),
+            "approx_kl": approx_kl(logp_B.detach(), batch.logp).mean(),
+            "clip_frac": clip_frac(logp_B.detach(), batch.logp, clip_eps=clip_eps).mean(),
+        }
+        return Loss(terms, metrics)
+
+    def update(self, batch: Batch) -> Metrics:
+        """`num_epochs` passes, or fewer when target_kl is passed."""
+        config, averages = self.config, Averages()
+        prepared = self.prepare(batch).select(("obs", *self.reads))
+        epochs = 0
+        for _ in range(config.num_epochs):
+            for minibatch in prepared.minibatches(config.minibatch_rows, generator=self.generator):
+                loss = self.loss(minibatch)
+                averages.add(self.descend(loss))
+            epochs += 1
+            if config.target_kl is not None and averages.last("approx_kl") > config.target_kl:
+                break
+        variance = explained_variance(batch.value, batch.value_target)
+        return averages.means() | {"epochs": epochs, "explained_variance": float(variance)}
+
+
+def dataflow(config: PPOConfig) -> Dataflow:
+    """Rollouts → GAE → PPO."""
+    return Dataflow(
+        source=Rollouts(then=advantages(config)),
+        learner=PPOLearner,
+        fragments_per_version=config.fragments_per_version,
+        max_policy_lag=config.rollout.max_policy_lag,
+    )

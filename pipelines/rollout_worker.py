@@ -1,0 +1,91 @@
+"""The rollout stage as Ray Data runs it: one actor of the pool, one ticket one fragment."""
+
+import pickle
+import time
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from pipelines.coordinator import Blob, Command
+from rl_ops.operators import Operator
+from rl_ops.policy import Weights
+from rl_ops.rollout import Rollout, RolloutSpec
+
+INLINE_BYTES = 64 * 1024
+"""Smaller weights travel inside the calls; larger ones once per node through the object store."""
+
+
+def pack(weights: Weights) -> Blob:
+    """Weights as the coordinator passes them on."""
+    if weights.num_bytes <= INLINE_BYTES:
+        return pickle.dumps(weights, protocol=5)
+    return [ray.put(weights)]
+
+
+def unpack(blob: Blob) -> Weights:
+    """The inverse of `pack`."""
+    weights: Weights = pickle.loads(blob) if isinstance(blob, bytes) else ray.get(blob[0])
+    return weights
+
+
+class RolloutWorker:
+    """Turns each ticket into the fragment that the coordinator grants for it.
+
+    Args:
+        coordinator: handle of the run's coordinator.
+        spec: what to roll out.
+        operators: fused behind the rollout, in order.
+        rank: learner rank that consumes this worker's fragments.
+    """
+
+    def __init__(
+        self, coordinator: Any, spec: RolloutSpec, operators: tuple[Operator, ...], rank: int
+    ) -> None:
+        self._coordinator = coordinator
+        self._operators = operators
+        context = ray.get_runtime_context()
+        seat = ray.get(coordinator.register.remote(context.get_actor_id(), rank))
+        self.worker_id: int = seat.worker_id
+        self.rollout = Rollout(spec, worker_id=seat.worker_id, incarnation=seat.incarnation)
+        self._empty: pa.Table | None = None
+        self._report: dict[str, Any] | None = None
+
+    def __call__(self, ticket: pa.Table) -> pa.Table:  # noqa: ARG002 - tickets come in any order
+        # A retried task keeps its id, by which the coordinator gives it its old fragment.
+        task = ray.get_runtime_context().get_task_id()
+        while True:
+            claim = ray.get(
+                self._coordinator.claim.remote(
+                    self.worker_id, task, self.rollout.version, self._report
+                )
+            )
+            self._report = None
+            if claim.weights is not None:
+                self.rollout.load(unpack(claim.weights), claim.version)
+            if claim.command is not None:
+                self._run(claim.command)
+            elif claim.fragment_id is None:
+                return pa.table({})
+            else:
+                return self._fragment(claim.fragment_id)
+
+    def _fragment(self, fragment_id: int) -> pa.Table:
+        start = time.perf_counter()
+        table = self.rollout.fragment(fragment_id)
+        for operator in self._operators:
+            table = operator(table)
+        counters = self.rollout.counters
+        self._report = {
+            "fragment_s": time.perf_counter() - start,
+            "aborted_episodes": counters.aborted_episodes,
+            "last_error": counters.last_error,
+        }
+        return table
+
+    def _run(self, command: Command) -> None:
+        try:
+            output = pickle.loads(command.payload)(self)
+        except Exception as error:  # noqa: BLE001 - raised again at the caller
+            output = error
+        ray.get(self._coordinator.finish.remote(command.id, output))

@@ -1,0 +1,85 @@
+"""The function Ray Train runs on each learner rank; in local mode, in the driver itself."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch.distributed as dist
+
+from pipelines.coordinator import Command, GoAhead
+from pipelines.ray_session import tune_ray_data
+from pipelines.rollout_worker import pack
+from pipelines.training import TrainTask, make_loop, pick_device
+from rl_ops.learner import World
+from rl_ops.policy import Weights
+
+
+class RayFlow:
+    """A learner rank's side of the coordinator. Rank 0 speaks; the others hear what it heard."""
+
+    def __init__(self, coordinator: Any, world: World) -> None:
+        self._coordinator = coordinator
+        self._world = world
+
+    def advance(self, version: int, weights: Weights, result: dict[str, Any] | None) -> GoAhead:
+        """See `Flow.advance`."""
+        if self._world.rank:
+            return self._hear(None)
+        call = self._coordinator.advance.remote(version, pack(weights), result)
+        return self._hear(ray.get(call))
+
+    def proceed(self) -> GoAhead:
+        """See `Flow.proceed`."""
+        if self._world.rank:
+            return self._hear(None)
+        return self._hear(ray.get(self._coordinator.proceed.remote()))
+
+    def _hear(self, go: GoAhead | None) -> GoAhead:
+        box = [go]
+        if self._world.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        assert box[0] is not None
+        return box[0]
+
+    def replace_weights(self, version: int, weights: Weights) -> None:
+        """See `Flow.replace_weights`."""
+        if self._world.rank == 0:
+            ray.get(self._coordinator.replace_weights.remote(version, pack(weights)))
+
+    def finish(self, command: Command, output: Any) -> None:
+        """See `Flow.finish`."""
+        if self._world.rank == 0:
+            ray.get(self._coordinator.finish.remote(command.id, output))
+
+
+class FragmentStream:
+    """A rank's fragments; the rollout workers start when it is made, not at the first `next`."""
+
+    def __init__(self, shard: Any) -> None:
+        # No prefetch: it waits for a window of rows, which at lag 0 never comes.
+        batches = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        self._tables: Iterator[pa.Table] = iter(batches)
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="first-fragment")
+        self._first: Future[pa.Table] = self._starter.submit(next, self._tables)
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        yield self._first.result()
+        self._starter.shutdown()
+        yield from self._tables
+
+
+def train_function(settings: dict[str, Any]) -> None:
+    """Learn from this rank's stream until the coordinator says stop."""
+    task: TrainTask = settings["task"]
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    tune_ray_data()
+    stream = FragmentStream(ray.train.get_dataset_shard(f"rollouts_{rank}"))
+    grouped = task.plan.config.learner.num_workers > 0
+    device = ray.train.torch.get_device() if grouped else pick_device(task.plan)
+    world = World(rank=rank, size=size, device=device)
+    make_loop(task, RayFlow(settings["coordinator"], world), world).run(iter(stream))

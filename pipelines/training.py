@@ -1,0 +1,179 @@
+"""A plan's learner and its loop, from nothing or from a checkpoint; used with Ray and without."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from pipelines import ALGORITHMS
+from pipelines.checkpoint import Checkpoint, write_checkpoint
+from pipelines.config import AlgorithmConfig
+from pipelines.dataflow import Plan, make_plan
+from pipelines.errors import CheckpointError
+from pipelines.learn import EpisodeWindow, Flow, LearnLoop, Reached
+from pipelines.specs import policy_spec, rollout_spec
+from rl_ops import columns as c
+from rl_ops.batch import Batch, to_batch
+from rl_ops.learner import Learner, World
+from rl_ops.policy import PolicySpec
+from rl_ops.spaces import codec_for
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """What a learner rank is told.
+
+    Attributes:
+        plan: the run's plan.
+        started_at: epoch seconds at which the driver's process started.
+        train_storage: where Ray Train keeps its own files.
+        resume: checkpoint to go on from.
+        incarnation: how often the run was resumed; part of seeds and episode ids.
+    """
+
+    plan: Plan
+    started_at: float
+    train_storage: str = ""
+    resume: str | None = None
+    incarnation: int = 0
+
+
+def plan_for(config: AlgorithmConfig, *, run_id: str, policy: PolicySpec | None = None) -> Plan:
+    """Bind a configuration to its environment and check every column, starting nothing.
+
+    Raises:
+        UnknownEnvError, SpecError, ColumnError: what does not fit.
+    """
+    dataflow = importlib.import_module(ALGORITHMS[config.algo][0]).dataflow(config)
+    policy = policy_spec(config) if policy is None else policy
+    spec = rollout_spec(config, policy, act=dataflow.source.act, run_id=run_id)
+    return make_plan(config, dataflow, spec)
+
+
+def pick_device(plan: Plan) -> torch.device:
+    """The learner's device outside a worker group.
+
+    Raises:
+        ValueError: cuda is asked for and there is none.
+    """
+    wanted = plan.config.learner.device
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError("learner.device is cuda, but torch sees no CUDA device; set cpu or auto")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def pick_threads(config: AlgorithmConfig) -> int:
+    """Torch threads of each learner process; see `LearnerConfig.num_threads`."""
+    return config.learner.num_threads or 1
+
+
+def make_loop(task: TrainTask, flow: Flow, world: World) -> LearnLoop:
+    """The learner's loop, restored when the task resumes a checkpoint."""
+    plan, config = task.plan, task.plan.config
+    torch.set_num_threads(pick_threads(config))
+    learner = plan.dataflow.learner(config, plan.policy, world=world)
+    learner.seed(config.seed)
+    loop = LearnLoop(
+        learner=learner,
+        flow=flow,
+        to_batch=BatchReader(plan, world.device),
+        ids=FragmentIds(plan, world.rank),
+        reached=Reached(config.stop),
+        window=EpisodeWindow(config.reporting.window_episodes),
+        save=Saver(plan),
+        incarnation=task.incarnation,
+        started_at=task.started_at,
+    )
+    if task.resume is not None:
+        restore(loop, Checkpoint(task.resume))
+    return loop
+
+
+@dataclass(frozen=True)
+class FragmentIds:
+    """Which fragments a rank consumes for a version: those of its own rollout workers."""
+
+    plan: Plan
+    rank: int
+
+    def __call__(self, version: int) -> Sequence[int]:
+        """Ascending ids."""
+        per_version = self.plan.dataflow.fragments_per_version
+        workers = self.plan.config.rollout.num_workers
+        ranks = max(1, self.plan.config.learner.num_workers)
+        first = version * per_version
+        ids = range(first, first + per_version)
+        return [k for k in ids if k % workers % ranks == self.rank]
+
+
+class BatchReader:
+    """Tables of a version → the tensors that the learner reads."""
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        reads = list(plan.dataflow.learner.reads)
+        if plan.config.connectors.normalize_reward:
+            reads.append(c.RUNNING_RETURN)
+        policy = plan.policy
+        self._obs_column = plan.rollout.obs_column
+        self._codecs: dict[str, Any] = dict.fromkeys(reads)
+        self._codecs[c.ACTION] = codec_for(policy.action_connectors.input_space)
+        self._codecs[self._obs_column] = codec_for(policy.obs_connectors.output_space)
+        self._device = device
+
+    def __call__(self, tables: Sequence[pa.Table]) -> Batch:
+        """The rows of all tables, in order; module observations under the name `obs`."""
+        return to_batch(tables, self._codecs, rename={self._obs_column: c.OBS}, device=self._device)
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Writes checkpoints of a loop."""
+
+    plan: Plan
+
+    def __call__(self, loop: LearnLoop, folder: str) -> str:
+        """Write everything that going on exactly needs; rank 0 only."""
+        learner = loop.learner
+        if learner.world.rank:
+            return folder
+        weights = learner.weights()
+        state = {
+            "learner": learner.state(),
+            "loop": loop.state(),
+            "policy": self.plan.policy.to_json(),
+            "run_id": self.plan.rollout.run_id,
+            "acts_with": "model",
+            "statistics": {
+                "obs_mean": None if weights.obs_mean is None else weights.obs_mean.tolist(),
+                "obs_std": None if weights.obs_std is None else weights.obs_std.tolist(),
+                "reward_std": weights.reward_std,
+            },
+        }
+        write_checkpoint(
+            Path(folder),
+            tensors=learner.modules.state(),
+            state=state,
+            config=self.plan.config.model_dump(mode="json"),
+        )
+        return folder
+
+
+def restore(loop: LearnLoop, checkpoint: Checkpoint) -> None:
+    """Put a loop where the checkpoint's was.
+
+    Raises:
+        CheckpointError: the checkpoint is of another architecture; lists the keys that differ.
+    """
+    learner: Learner[Any] = loop.learner
+    try:
+        learner.modules.load(checkpoint.tensors())
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    learner.load_state(checkpoint.state["learner"])
+    loop.load_state(checkpoint.state["loop"])

@@ -1,0 +1,225 @@
+"""The learner: everything that is trained, its loss, its update, and its complete state.
+
+Legend: B rows, D features.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rl_ops.batch import Batch
+from rl_ops.moments import RunningMoments
+from rl_ops.optim import FlatOptimizer
+from rl_ops.policy import PolicySpec, Weights
+
+C = TypeVar("C")
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class World:
+    """This learner's place among the data-parallel ranks.
+
+    Attributes:
+        rank, size: of this process, and how many there are.
+        device: where tensors live.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def average(self, gradient: torch.Tensor) -> None:
+        """Replace `gradient` by its mean over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(gradient)
+            gradient.div_(self.size)
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all ranks, by rank; shapes must agree."""
+        if self.size == 1:
+            return [values]
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(parts, values.contiguous())
+        return parts
+
+    def synchronize(self, modules: "Modules") -> None:
+        """Give every rank rank 0's weights, in place."""
+        if self.size > 1:
+            for tensor in modules.state()["modules"].values():
+                dist.broadcast(tensor, src=0)
+
+
+@dataclass
+class Modules:
+    """All that a learner trains: nets, targets, optimisers, statistics, as fields of a subclass.
+
+    A checkpoint iterates the fields, so that nothing can be left out.
+    """
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """{"modules" | "optimizers": {"field.name": tensor}}, sharing memory with the fields."""
+        groups: dict[str, dict[str, torch.Tensor]] = {"modules": {}, "optimizers": {}}
+        for f in dataclasses.fields(self):
+            group, tensors = _tensors(f.name, getattr(self, f.name))
+            groups[group] |= {f"{f.name}.{name}": tensor for name, tensor in tensors.items()}
+        return groups
+
+    def load(self, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            ValueError: keys or shapes differ; the message lists them.
+        """
+        own = self.state()
+        _check_keys(own["modules"], state["modules"])
+        for f in dataclasses.fields(self):
+            value, prefix = getattr(self, f.name), f"{f.name}."
+            group = _tensors(f.name, value)[0]
+            tensors = {k[len(prefix) :]: v for k, v in state[group].items() if k.startswith(prefix)}
+            if isinstance(value, nn.Module):
+                value.load_state_dict(tensors)
+            elif isinstance(value, FlatOptimizer):
+                value.load(tensors)
+            elif isinstance(value, RunningMoments):
+                loaded = RunningMoments.from_state({k: v.numpy() for k, v in tensors.items()})
+                setattr(self, f.name, loaded)
+
+
+def _tensors(name: str, value: Any) -> tuple[str, dict[str, torch.Tensor]]:
+    if value is None:
+        return "modules", {}
+    if isinstance(value, nn.Module):
+        return "modules", dict(value.state_dict())
+    if isinstance(value, FlatOptimizer):
+        return "optimizers", value.state()
+    if isinstance(value, RunningMoments):
+        state = value.state()
+        return "modules", {k: torch.from_numpy(np.array(v)) for k, v in state.items()}
+    raise TypeError(f"Modules.{name} is a {type(value).__name__}; expected a module or optimizer")
+
+
+def _check_keys(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+    problems = [f"missing {name}" for name in sorted(own.keys() - state.keys())]
+    problems += [f"unexpected {name}" for name in sorted(state.keys() - own.keys())]
+    problems += [
+        f"{name}: checkpoint {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    if problems:
+        raise ValueError("the checkpoint is of another architecture: " + "; ".join(problems))
+
+
+class Loss(NamedTuple):
+    """A loss by terms; what is minimised is their sum.
+
+    Attributes:
+        terms: name → scalar with gradient, weighted by its coefficient already.
+        metrics: name → detached scalar, for the log only.
+    """
+
+    terms: dict[str, torch.Tensor]
+    metrics: dict[str, torch.Tensor]
+
+    @property
+    def total(self) -> torch.Tensor:
+        """The sum of all terms."""
+        return torch.stack(list(self.terms.values())).sum()
+
+
+class Averages:
+    """Means of scalar tensors over an update, kept as tensors until read."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Note one value each."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value.detach())
+
+    def last(self, name: str) -> float:
+        """The value noted last."""
+        return float(self._values[name][-1])
+
+    def means(self) -> Metrics:
+        """The mean of each name's values."""
+        return {name: float(torch.stack(v).mean()) for name, v in self._values.items()}
+
+
+class Learner(ABC, Generic[C]):
+    """Base of every algorithm's learner.
+
+    Args:
+        config: the algorithm's configuration.
+        policy: what acts; its model is what `build` trains.
+        world: this process among the data-parallel ranks.
+
+    Attributes:
+        env_steps: rows consumed so far, over all ranks.
+        grad_steps: optimiser steps so far.
+        version: of the policy that `weights` gives; 0 before the first update.
+    """
+
+    reads: ClassVar[tuple[str, ...]]
+    """Columns that `update` needs, besides the module's observations."""
+
+    def __init__(self, config: C, policy: PolicySpec, *, world: World | None = None) -> None:
+        self.config = config
+        self.policy = policy
+        self.world = world if world is not None else World()
+        self.env_steps = 0
+        self.grad_steps = 0
+        self.version = 0
+        self.generator = torch.Generator()
+        self.modules = self.build()
+        self.world.synchronize(self.modules)
+
+    @abstractmethod
+    def build(self) -> Modules:
+        """Make nets, optimisers and statistics; called once."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Loss:
+        """The loss of a minibatch."""
+
+    @abstractmethod
+    def update(self, batch: Batch) -> Metrics:
+        """Learn from one version's rows; returns means of loss terms and diagnostics."""
+
+    @abstractmethod
+    def weights(self) -> Weights:
+        """What rollout workers act with, as arrays of their own."""
+
+    @abstractmethod
+    def set_weights(self, weights: Weights) -> None:
+        """Replace what `weights` gives; optimiser state and statistics stay."""
+
+    def seed(self, seed: int) -> None:
+        """Seed the learner's own randomness: shuffles."""
+        self.generator.manual_seed(seed + 7919 * self.world.rank)
+
+    def state(self) -> dict[str, Any]:
+        """Counters and random state, JSON-able; tensors are in `modules.state()`."""
+        return {
+            "env_steps": self.env_steps,
+            "grad_steps": self.grad_steps,
+            "version": self.version,
+            "generator": self.generator.get_state().numpy().tobytes().hex(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.env_steps = state["env_steps"]
+        self.grad_steps = state["grad_steps"]
+        self.version = state["version"]
+        raw = np.frombuffer(bytes.fromhex(state["generator"]), dtype=np.uint8).copy()
+        self.generator.set_state(torch.from_numpy(raw))

@@ -1,0 +1,261 @@
+"""The one artefact: connectors, their statistics, a network and a distribution that act together.
+
+Legend: B rows, P distribution parameters.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from rl_ops.action_connectors import ActionConnectors
+from rl_ops.connectors import ObsConnectors
+from rl_ops.distributions import Distribution, distribution_for
+from rl_ops.errors import SpecError
+from rl_ops.inference import inference_for
+from rl_ops.model_spec import ModelSpec
+from rl_ops.moments import normalize
+from rl_ops.spaces import space_from_json, space_to_json
+
+Array = npt.NDArray[Any]
+
+
+class Weights(NamedTuple):
+    """What a policy needs beside its spec, as numpy arrays.
+
+    Attributes:
+        module: parameter name → array, as in the torch module's state dict.
+        obs_mean, obs_std: of module observations, or None when they are not normalised.
+        reward_std: of running returns, or None when rewards are not normalised.
+    """
+
+    module: Mapping[str, Array]
+    obs_mean: Array | None = None
+    obs_std: Array | None = None
+    reward_std: float | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the module's arrays."""
+        return sum(array.nbytes for array in self.module.values())
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy without its weights, as data; JSON-able.
+
+    Attributes:
+        obs_space, action_space: of one environment.
+        obs_connectors: env observation → module observation.
+        action_connectors: sampled action → what the environment receives.
+        model: the network, fed `obs_connectors.output_space`.
+        squash: Box actions come from a tanh-squashed Gaussian.
+        obs_clip: normalised observations are limited to [-obs_clip, obs_clip].
+    """
+
+    obs_space: gym.Space[Any]
+    action_space: gym.Space[Any]
+    obs_connectors: ObsConnectors
+    action_connectors: ActionConnectors
+    model: ModelSpec
+    squash: bool = False
+    obs_clip: float = 10.0
+
+    @property
+    def distribution(self) -> Distribution:
+        """The family of distributions over what the action connectors take."""
+        return distribution_for(self.action_connectors.input_space, squash=self.squash)
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as JSON-able values, without pickle."""
+        return {
+            "obs_space": space_to_json(self.obs_space),
+            "action_space": space_to_json(self.action_space),
+            "obs_connectors": self.obs_connectors.to_json(),
+            "action_connectors": self.action_connectors.to_json(),
+            "model": self.model.to_json(),
+            "squash": self.squash,
+            "obs_clip": self.obs_clip,
+        }
+
+    @classmethod
+    def from_json(cls, spec: Mapping[str, Any]) -> "PolicySpec":
+        """The inverse of `to_json`."""
+        return cls(
+            obs_space=space_from_json(spec["obs_space"]),
+            action_space=space_from_json(spec["action_space"]),
+            obs_connectors=ObsConnectors.from_json(spec["obs_connectors"]),
+            action_connectors=ActionConnectors.from_json(spec["action_connectors"]),
+            model=ModelSpec.from_json(spec["model"]),
+            squash=spec["squash"],
+            obs_clip=spec["obs_clip"],
+        )
+
+
+@dataclass
+class PolicyState:
+    """What a policy carries from step to step: the connectors' state, and its own noise."""
+
+    connectors: Any
+    rng: np.random.Generator = field(repr=False)
+
+
+class Policy:
+    """Acts: in rollouts, in evaluation, when served. The same code everywhere, bit for bit.
+
+    Args:
+        spec: what the policy is.
+        weights: its parameters and statistics; may be given later by `set_weights`.
+    """
+
+    def __init__(self, spec: PolicySpec, weights: Weights | None = None) -> None:
+        self.spec = spec
+        self.distribution = spec.distribution
+        self.inference = inference_for(spec.model)
+        self._weights: Weights | None = None
+        if weights is not None:
+            self.set_weights(weights)
+
+    def get_weights(self) -> Weights:
+        """The weights it acts with.
+
+        Raises:
+            ValueError: it has none yet.
+        """
+        if self._weights is None:
+            raise ValueError("the policy has no weights yet; call set_weights first")
+        return self._weights
+
+    def set_weights(self, weights: Weights) -> None:
+        """Act with `weights` from now on."""
+        self.inference.load(weights.module)
+        self._weights = weights
+
+    def module_input(self, module_obs: Any) -> Any:
+        """Normalise observations that connectors made, with the weights' statistics."""
+        weights = self._weights
+        if weights is None or weights.obs_mean is None or weights.obs_std is None:
+            return module_obs
+        clip = self.spec.obs_clip
+        return normalize(module_obs, mean=weights.obs_mean, std=weights.obs_std, clip=clip)
+
+    def forward(self, module_obs: Any) -> tuple[Array, Array]:
+        """Module observations [B, ...] → distribution parameters [B, P], value [B]."""
+        fed = self.module_input(module_obs)
+        params, value = self.inference.forward(fed)
+        return params, self.inference.value(fed) if value is None else value
+
+    def dist(self, obs: Any) -> tuple[Distribution, Array]:
+        """Environment observations [B, ...] → the distribution family and its parameters [B, P]."""
+        return self.distribution, self.forward(self._connect(obs))[0]
+
+    def value(self, obs: Any) -> Array:
+        """Environment observations [B, ...] → V(obs) [B]."""
+        return self.forward(self._connect(obs))[1]
+
+    def logp(self, obs: Any, action: Any) -> Array:
+        """Log-probability [B] of module actions (before action connectors), in nats."""
+        logp: Array = self.distribution.logp(self.dist(obs)[1], action)
+        return logp
+
+    def summary(self) -> str:
+        """A few lines: spaces, connectors, layers, number of parameters."""
+        count = sum(array.size for array in self.get_weights().module.values())
+        lines = [
+            f"obs      {self.spec.obs_space}",
+            f"module   {self.spec.obs_connectors.output_space}",
+            f"model    {self.spec.model.kind} {self.spec.model.conv or ''}{self.spec.model.hidden}",
+            f"action   {self.spec.action_space} by {type(self.distribution).__name__}",
+            f"params   {count:,}",
+        ]
+        lines += [f"  {k:<24}{v.shape}" for k, v in self.get_weights().module.items()]
+        return "\n".join(lines)
+
+    def start(self, num_envs: int, *, seed: int | None = None) -> PolicyState:
+        """The state before the first step of `num_envs` environments."""
+        connectors = self.spec.obs_connectors.start(num_envs)
+        return PolicyState(connectors, np.random.default_rng(seed))
+
+    def act(
+        self, obs: Any, state: PolicyState | None = None, *, explore: bool = False
+    ) -> tuple[Any, PolicyState, dict[str, Array]]:
+        """Choose actions for one observation or a batch of them.
+
+        Args:
+            obs: of `obs_space`, or the same with a leading batch dimension.
+            state: what the previous call returned; None at an episode's start.
+            explore: sample, instead of taking the distribution's mode.
+
+        Returns:
+            The action for the environment, the next state, and extras: `logp`, `value`, and
+            `action` as the distribution gave it, before action connectors.
+
+        Raises:
+            SpecError: the observation fits neither the space nor a batch of it.
+        """
+        single = self._is_single(obs)
+        batch = _add_axis(obs) if single else obs
+        rows = _num_rows(batch)
+        is_first = np.full(rows, state is None)
+        state = self.start(rows) if state is None else state
+        module_obs = self.spec.obs_connectors.step(batch, is_first, state.connectors)
+        params, value = self.forward(module_obs)
+        if explore:
+            action = self.distribution.sample(params, self.distribution.noise(state.rng, rows))
+        else:
+            action = self.distribution.mode(params)
+        extras = {
+            "logp": self.distribution.logp(params, action),
+            "value": value,
+            "action": action,
+        }
+        env_action = self.spec.action_connectors(action)
+        if single:
+            return _first(env_action), state, {k: _first(v) for k, v in extras.items()}
+        return env_action, state, extras
+
+    def _connect(self, obs: Any) -> Any:
+        rows = _num_rows(obs)
+        connectors = self.spec.obs_connectors
+        return connectors.step(obs, np.ones(rows, dtype=bool), connectors.start(rows))
+
+    def _is_single(self, obs: Any) -> bool:
+        space, leaf = self.spec.obs_space, obs
+        while isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+            key = next(iter(space.spaces)) if isinstance(space, gym.spaces.Dict) else 0
+            try:
+                space, leaf = space[key], leaf[key]
+            except (KeyError, IndexError, TypeError) as error:
+                raise SpecError(f"observation {type(obs).__name__} does not fit {space}") from error
+        extra = np.ndim(leaf) - len(space.shape or ())
+        if extra not in (0, 1) or np.shape(leaf)[extra:] != space.shape:
+            raise SpecError(
+                f"observation of shape {np.shape(leaf)}; expected {space.shape}, or a batch "
+                f"(rows, {', '.join(map(str, space.shape or ()))}) of {space}"
+            )
+        return extra == 0
+
+
+def _add_axis(tree: Any) -> Any:
+    if isinstance(tree, dict | tuple):
+        return _each(_add_axis, tree)
+    return np.asarray(tree)[None]
+
+
+def _first(tree: Any) -> Any:
+    return _each(_first, tree) if isinstance(tree, dict | tuple) else tree[0]
+
+
+def _each(fn: Any, tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: fn(value) for key, value in tree.items()}
+    return tuple(fn(value) for value in tree)
+
+
+def _num_rows(tree: Any) -> int:
+    while isinstance(tree, dict | tuple):
+        tree = next(iter(tree.values())) if isinstance(tree, dict) else tree[0]
+    return len(tree)

@@ -1,0 +1,192 @@
+"""The buffers of one fragment, and how they become an Arrow table.
+
+Legend: N sub-environments, T steps of a fragment, P distribution parameters.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rl_ops import columns as c
+from rl_ops.envs import EnvStep
+from rl_ops.tree import tree_concat, tree_map, tree_take
+
+if TYPE_CHECKING:
+    from rl_ops.rollout import Rollout
+
+Array = npt.NDArray[Any]
+
+REWARD_CLIP = 10.0
+"""Normalised rewards are limited to it, in standard deviations, as in Baselines' VecNormalize."""
+
+
+class Recorder:
+    """Collects the steps of one fragment in [N, T] buffers, whose flat view is env-major rows."""
+
+    def __init__(self, rollout: "Rollout") -> None:
+        spec, n, t = rollout.spec, rollout.spec.num_envs, rollout.spec.fragment_steps
+        self.rollout = rollout
+        self.num_envs, self.steps = n, t
+        self.keep_raw = c.OBS in spec.keep and spec.obs_column != c.OBS
+        self.keep_final = c.FINAL_OBS in spec.keep
+        self.obs = rollout.model_codec.empty(n * t)
+        self.raw = rollout.obs_codec.empty(n * t) if self.keep_raw else None
+        self.action = rollout.action_codec.empty(n * t)
+        self.params = np.empty((n, t, rollout.policy.distribution.param_size), np.float32)
+        self.value = np.zeros((n, t), np.float32)
+        self.reward, self.returns, self.running = (np.empty((n, t)) for _ in range(3))
+        self.terminated, self.truncated, self.valid = (np.empty((n, t), bool) for _ in range(3))
+        self.t = np.empty((n, t), np.int32)
+        self.episode = np.empty((n, t), np.int64)
+        self._final_rows: list[Array] = []
+        self._final_obs: list[Any] = []
+        self._final_raw: list[Any] = []
+
+    def act(self, i: int, obs: Any, module_obs: Any, action: Any, params: Array) -> None:
+        """Record what step `i` saw and did, before the environments are stepped."""
+        self._store(self.obs, i, module_obs)
+        if self.keep_raw:
+            self._store(self.raw, i, obs)
+        self._store(self.action, i, action)
+        self.params[:, i] = params
+        self.t[:, i] = self.rollout.t
+        self.episode[:, i] = self.rollout.episode
+
+    def outcome(self, i: int, step: EnvStep) -> None:
+        """Record what the environments gave at step `i`."""
+        self.reward[:, i] = step.reward
+        self.terminated[:, i] = step.terminated
+        self.truncated[:, i] = step.truncated
+        self.valid[:, i] = step.is_transition
+        self.returns[:, i] = self.rollout.returns
+        self.running[:, i] = self.rollout.running
+        ended = step.terminated | step.truncated
+        at_cut = i == self.steps - 1
+        wanted = (ended | at_cut) if self.keep_final else (step.truncated | at_cut)
+        if not self.keep_final:
+            wanted = wanted & ~step.terminated
+        rows = np.flatnonzero(wanted & step.is_transition)
+        if rows.size:
+            self._final_rows.append(rows * self.steps + i)
+            self._final_obs.append(self.rollout.peek(step.successor, rows))
+            if self.keep_final:
+                self._final_raw.append(tree_take(step.successor, rows))
+
+    def _store(self, tree: Any, i: int, values: Any) -> None:
+        n, t = self.num_envs, self.steps
+
+        def put(buffer: Array, x: Array) -> None:
+            buffer.reshape(n, t, *buffer.shape[1:])[:, i] = x
+
+        tree_map(put, tree, values)
+
+    def table(self, fragment_id: int) -> pa.Table:
+        """The rows recorded, without steps that were no transitions."""
+        spec, rollout = self.rollout.spec, self.rollout
+        final_value = self._values()
+        is_last = self.terminated | self.truncated
+        is_last[:, -1] = True
+        scalars = {
+            c.REWARD: self.reward,
+            c.TERMINATED: self.terminated,
+            c.TRUNCATED: self.truncated,
+            c.IS_LAST: is_last,
+            c.VALUE: self.value,
+            c.T: self.t,
+            c.RUNNING_RETURN: self.running,
+        }
+        columns: dict[str, Any] = {name: x.reshape(-1) for name, x in scalars.items()}
+        columns |= {c.ACTION: self.action, c.FINAL_VALUE: final_value, spec.obs_column: self.obs}
+        columns[c.ENV_ID] = np.repeat(rollout.env_ids, self.steps)
+        if self.keep_raw:
+            columns[c.OBS] = self.raw
+        flat = {name: tree_map(self._rows, tree) for name, tree in columns.items()}
+        params = self._rows(self.params.reshape(-1, self.params.shape[-1]))
+        flat[c.LOGP] = rollout.policy.distribution.logp(params, flat[c.ACTION])
+        if spec.normalize_reward:
+            scale = rollout.policy.get_weights().reward_std or 1.0
+            flat[c.SCALED_REWARD] = np.clip(flat[c.REWARD] / scale, -REWARD_CLIP, REWARD_CLIP)
+        self._check(flat)
+        arrays = self._encode(flat) | self._episode_columns(flat) | self._constants(fragment_id)
+        return pa.table({name: arrays[name] for name in spec.adds})
+
+    def _rows(self, buffer: Array) -> Array:
+        """[N * T, ...] → [rows, ...] of transitions; the buffer itself where all steps are."""
+        valid = self.valid.reshape(-1)
+        return buffer if valid.all() else buffer[valid]
+
+    def _values(self) -> Array:
+        """Fill `value` where acting did not, and return V(final_obs) for every row, 0 elsewhere."""
+        policy, rows = self.rollout.policy, self.num_envs * self.steps
+        finals = np.concatenate(self._final_rows) if self._final_rows else np.empty(0, np.intp)
+        batches = list(self._final_obs)
+        fill = not policy.inference.computes_value
+        if fill:
+            batches.append(self.obs)
+        final_value = np.zeros(rows, np.float32)
+        if not batches:
+            return final_value
+        joined = batches[0] if len(batches) == 1 else tree_concat(batches)
+        value = policy.inference.value(policy.module_input(joined))
+        final_value[finals] = value[: finals.size]
+        final_value[self.terminated.reshape(-1)] = 0.0
+        if fill:
+            self.value[:] = value[finals.size :].reshape(self.num_envs, self.steps)
+        return final_value
+
+    def _check(self, flat: dict[str, Any]) -> None:
+        rollout, spec = self.rollout, self.rollout.spec
+        if self.keep_raw:
+            rollout.obs_codec.check(flat[c.OBS], where=f"{spec.env.id}.step: obs")
+        rollout.model_codec.check(flat[spec.obs_column], where=f"{spec.env.id}.step: obs")
+        if not np.isfinite(flat[c.REWARD]).all():
+            rollout.fail_on_reward(flat)
+
+    def _encode(self, flat: dict[str, Any]) -> dict[str, pa.Array]:
+        rollout, spec = self.rollout, self.rollout.spec
+        codecs = {c.OBS: rollout.obs_codec, c.ACTION: rollout.action_codec}
+        codecs[spec.obs_column] = rollout.model_codec
+        arrays = {
+            name: codecs[name].encode(tree) if name in codecs else pa.array(tree)
+            for name, tree in flat.items()
+            if name in spec.adds
+        }
+        if self.keep_final:
+            arrays[c.FINAL_OBS] = self._final_obs_column()
+        return arrays
+
+    def _final_obs_column(self) -> pa.Array:
+        buffers = self.rollout.obs_codec.empty(self.num_envs * self.steps)
+        present = np.zeros(self.num_envs * self.steps, dtype=bool)
+        if self._final_rows:
+            rows = np.concatenate(self._final_rows)
+            present[rows] = True
+            tree_map(lambda b, x: b.__setitem__(rows, x), buffers, tree_concat(self._final_raw))
+        flat = tree_map(self._rows, buffers)
+        return self.rollout.obs_codec.encode(flat, valid=self._rows(present))
+
+    def _episode_columns(self, flat: dict[str, Any]) -> dict[str, pa.Array]:
+        rollout = self.rollout
+        env = np.repeat(np.arange(self.num_envs), self.steps)
+        env, episode = self._rows(env), self._rows(self.episode.reshape(-1))
+        first = np.ones(len(episode), dtype=bool)
+        first[1:] = (env[1:] != env[:-1]) | (episode[1:] != episode[:-1])
+        codes = np.cumsum(first, dtype=np.int32) - 1
+        names = rollout.episode_names(env[first], episode[first])
+        ended = flat[c.TERMINATED] | flat[c.TRUNCATED]
+        returns = self._rows(self.returns.reshape(-1))
+        return {
+            c.EPISODE_ID: pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names)),
+            c.EPISODE_RETURN: pa.array(returns, mask=~ended),
+            c.EPISODE_LENGTH: pa.array(flat[c.T] + 1, mask=~ended),
+        }
+
+    def _constants(self, fragment_id: int) -> dict[str, pa.Array]:
+        rollout, rows = self.rollout, int(self.valid.sum())
+        return {
+            c.FRAGMENT_ID: pa.array(np.full(rows, fragment_id, np.int64)),
+            c.POLICY_VERSION: pa.array(np.full(rows, rollout.version, np.int64)),
+            c.WORKER_ID: pa.array(np.full(rows, rollout.worker_id, np.int32)),
+        }

@@ -1,0 +1,231 @@
+"""The rollout operator: steps vector environments with a policy and emits Arrow rows.
+
+Legend: N sub-environments, T steps of a fragment.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from rl_ops import columns as c
+from rl_ops.envs import EnvSpec, EnvStep, VectorSlots
+from rl_ops.errors import SpecError
+from rl_ops.policy import Policy, PolicySpec, Weights
+from rl_ops.recorder import Recorder
+from rl_ops.spaces import codec_for
+from rl_ops.tree import tree_take
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Act by sampling the policy's distribution."""
+
+    kind: Literal["sample"] = "sample"
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Act by the mode of the policy's distribution."""
+
+    kind: Literal["greedy"] = "greedy"
+
+
+Act = Sample | Greedy
+
+
+@dataclass(frozen=True)
+class RolloutSpec:
+    """Everything a rollout worker needs beside weights; picklable and small.
+
+    Attributes:
+        env: which environment.
+        policy: which policy.
+        num_envs: N, sub-environments that step together.
+        fragment_steps: T, steps of each sub-environment in a fragment.
+        act: how actions are chosen.
+        keep: columns to emit that are optional: obs (always there when connectors change
+            nothing) and final_obs.
+        gamma: discount of running returns, whose spread normalises rewards.
+        normalize_reward: add scaled_reward = reward / std of running returns.
+        run_id: prefix of episode ids.
+        seed: of environments and of sampling.
+    """
+
+    env: EnvSpec
+    policy: PolicySpec
+    num_envs: int
+    fragment_steps: int
+    act: Act = field(default_factory=Sample)
+    keep: frozenset[str] = frozenset()
+    gamma: float = 0.99
+    normalize_reward: bool = False
+    run_id: str = "run"
+    seed: int = 0
+
+    @property
+    def obs_column(self) -> str:
+        """The column that the module is fed from."""
+        return c.OBS if self.policy.obs_connectors.is_identity else c.MODEL_OBS
+
+    @property
+    def adds(self) -> tuple[str, ...]:
+        """The columns of an emitted table, in order."""
+        columns = [self.obs_column, c.ACTION, c.REWARD, c.TERMINATED, c.TRUNCATED, c.IS_LAST]
+        columns += [c.LOGP, c.VALUE, c.FINAL_VALUE, c.EPISODE_ID, c.T, c.ENV_ID]
+        columns += [c.EPISODE_RETURN, c.EPISODE_LENGTH]
+        columns += [c.FRAGMENT_ID, c.POLICY_VERSION, c.WORKER_ID]
+        if self.normalize_reward:
+            columns += [c.SCALED_REWARD, c.RUNNING_RETURN]
+        columns += [name for name in (c.OBS, c.FINAL_OBS) if name in self.keep]
+        return tuple(dict.fromkeys(columns))
+
+
+@dataclass
+class RolloutCounters:
+    """What a worker has counted since it started; times in seconds."""
+
+    env_steps: int = 0
+    episodes: int = 0
+    aborted_episodes: int = 0
+    rollout_s: float = 0.0
+    env_s: float = 0.0
+    last_error: str = ""
+
+
+class Rollout:
+    """Steps N sub-environments, whose episodes go on from fragment to fragment.
+
+    Args:
+        spec: what to run.
+        worker_id: index of this worker. Sub-environment i is environment worker_id * N + i of
+            the run, which seeds it: the same environments exist for any number of workers.
+        incarnation: how often this worker was started before; part of seeds and episode ids.
+    """
+
+    def __init__(self, spec: RolloutSpec, *, worker_id: int = 0, incarnation: int = 0) -> None:
+        self.spec = spec
+        self.worker_id = worker_id
+        self.incarnation = incarnation
+        self.policy = Policy(spec.policy)
+        self.version = -1
+        self.counters = RolloutCounters()
+        self.slots = VectorSlots(spec.env, spec.num_envs)
+        self._check_spaces()
+        n = spec.num_envs
+        self.env_ids = np.arange(worker_id * n, (worker_id + 1) * n, dtype=np.int32)
+        self.obs_codec = codec_for(self.slots.obs_space)
+        self.model_codec = codec_for(spec.policy.obs_connectors.output_space)
+        self.action_codec = codec_for(spec.policy.action_connectors.input_space)
+        self._connectors = spec.policy.obs_connectors.start(n)
+        self._start_episodes()
+        self._is_first = np.ones(n, dtype=bool)
+        self.t = np.zeros(n, dtype=np.int32)
+        self.episode = np.zeros(n, dtype=np.int64)
+        self.returns = np.zeros(n)
+        self.running = np.zeros(n)
+
+    def _start_episodes(self) -> None:
+        entropy = [(self.spec.seed, self.incarnation, i) for i in self.env_ids.tolist()]
+        words = [np.random.SeedSequence(e).generate_state(3, np.uint64) for e in entropy]
+        self._rngs = [np.random.Generator(np.random.Philox(key=w[1:])) for w in words]
+        # Below 2**31, because some environments refuse larger seeds.
+        self._obs = self.slots.reset([int(w[0] % 2**31) for w in words])
+        self.obs_codec.check(self._obs, where=f"{self.spec.env.id}.reset: obs")
+
+    def _check_spaces(self) -> None:
+        pairs = [("observation", self.slots.obs_space, self.spec.policy.obs_space)]
+        pairs += [("action", self.slots.action_space, self.spec.policy.action_space)]
+        for name, got, expected in pairs:
+            if got != expected:
+                raise SpecError(
+                    f"{self.spec.env.id}: the {name} space is {got}; "
+                    f"the policy was made for {expected}"
+                )
+
+    def load(self, weights: Weights, version: int) -> None:
+        """Act with `weights`, policy version `version`, from the next fragment on."""
+        self.policy.set_weights(weights)
+        self.version = version
+
+    def fragment(self, fragment_id: int) -> pa.Table:
+        """Step every sub-environment T times and return the rows, env-major.
+
+        Steps that an environment spent on a reset (NEXT_STEP autoreset) are no rows.
+
+        Raises:
+            SpecError: the environment broke its space, or gave NaN or Inf.
+            EnvError: an environment failed too often.
+        """
+        start = time.perf_counter()
+        recorder = Recorder(self)
+        draw = self.policy.distribution.noise
+        noise = np.stack([draw(rng, self.spec.fragment_steps) for rng in self._rngs], axis=1)
+        for i in range(self.spec.fragment_steps):
+            self._step(recorder, i, noise[i])
+        table = recorder.table(fragment_id)
+        self.counters.env_steps += table.num_rows
+        self.counters.rollout_s += time.perf_counter() - start
+        return table
+
+    def _step(self, recorder: Recorder, i: int, noise: Array) -> None:
+        policy, spec = self.policy, self.spec.policy
+        module_obs = spec.obs_connectors.step(self._obs, self._is_first, self._connectors)
+        params, value = policy.inference.forward(policy.module_input(module_obs))
+        greedy = isinstance(self.spec.act, Greedy)
+        distribution = policy.distribution
+        action = distribution.mode(params) if greedy else distribution.sample(params, noise)
+        recorder.act(i, self._obs, module_obs, action, params)
+        if value is not None:
+            recorder.value[:, i] = value
+        start = time.perf_counter()
+        step = self.slots.step(spec.action_connectors(action))
+        self.counters.env_s += time.perf_counter() - start
+        self.returns += step.reward
+        if self.spec.normalize_reward:
+            self.running = self.running * self.spec.gamma + step.reward
+        recorder.outcome(i, step)
+        self._advance(step)
+
+    def _advance(self, step: EnvStep) -> None:
+        self._obs = step.obs
+        self._is_first = step.is_first
+        self.t += step.is_transition
+        if step.aborted:
+            self.counters.aborted_episodes += len(step.aborted)
+            self.counters.last_error = next(iter(step.aborted.values()))
+        ended = step.terminated | step.truncated
+        if ended.any():
+            self.counters.episodes += int(ended.sum())
+            self.t[ended] = 0
+            self.episode[ended] += 1
+            self.returns[ended] = 0.0
+            self.running[ended] = 0.0
+
+    def peek(self, obs: Any, rows: Array) -> Any:
+        """Module observations of sub-environments `rows`, leaving connector state as it is."""
+        return self.spec.policy.obs_connectors.peek(tree_take(obs, rows), self._connectors, rows)
+
+    def episode_names(self, index: Array, episode: Array) -> list[str]:
+        """Ids, unique in a lake, of (sub-environment, episode number) pairs."""
+        run, n = self.spec.run_id, self.incarnation
+        pairs = zip(self.env_ids[index].tolist(), episode.tolist(), strict=True)
+        return [f"{run}/{env:05d}.{n}/{number:07d}" for env, number in pairs]
+
+    def fail_on_reward(self, flat: dict[str, Any]) -> None:
+        """Raise the error for a reward that is not finite."""
+        row = int(np.flatnonzero(~np.isfinite(flat[c.REWARD]))[0])
+        raise SpecError(
+            f"{self.spec.env.id}.step: reward is {flat[c.REWARD][row]} in environment "
+            f"{flat[c.ENV_ID][row]} at t={flat[c.T][row]} (seed {self.spec.seed}); "
+            "expected a finite number"
+        )
+
+    def close(self) -> None:
+        """Close the environments and their processes."""
+        self.slots.close()

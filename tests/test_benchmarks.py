@@ -1,0 +1,316 @@
+"""The pure parts of benchmarks/: statistics, parsing, tables, schedule; no peer is run."""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import debug_yardstick, overhead, ppo
+from benchmarks.contestants import FOR_INFORMATION, OURS, PEERS, Record, schedule
+from benchmarks.figures import (
+    Iteration,
+    Spread,
+    Steady,
+    cpu_at,
+    parse_iterations,
+    percentile,
+    spread,
+    steady,
+    time_to_return_s,
+)
+from benchmarks.ours import train_command
+from benchmarks.peers.environments import ROOT, torch_pins
+from benchmarks.peers.reporting import MATCHED, parse_arguments, process_age_s
+from benchmarks.processes import Sample, descendants, parse_stat
+from benchmarks.summary import pair_ratios, plain_report, summarize, verdicts
+from benchmarks.tables import markdown_table, number_text, plain_table, spread_text
+
+STAT = "41 (a ) odd (name) S 7 41 41 0 -1 0 0 0 0 0 150 50 900 900 20 0 1 0 3210 9999 25 0"
+
+
+def iterations(seconds: list[float], steps: int = 2048) -> list[Iteration]:
+    return [Iteration(steps * (i + 1), wall_s, None, {}) for i, wall_s in enumerate(seconds)]
+
+
+def record(name: str, **changes: object) -> Record:
+    speed = changes.pop("speed", None)
+    rate = Steady(speed, speed, 5.0) if isinstance(speed, float) else None
+    fields: dict[str, object] = {
+        "contestant": name,
+        "measure": "steady" if rate else "time",
+        "repeat": 0,
+        "pair": name,
+        "seed": 1,
+        "exit_code": 0,
+        "error": None,
+        "run_wall_s": 10.0,
+        "run_cpu_s": 9.0,
+        "other_cores": 0.1,
+        "env_steps": 1000,
+        "last_return_mean": 300.0,
+        "first_result_s": 3.0,
+        "steady": rate,
+        "time_to_return_s": None,
+        **changes,
+    }
+    return Record(**fields)  # type: ignore[arg-type]
+
+
+def test_lines_that_are_not_json_are_skipped_and_both_names_of_time_are_read():
+    lines = [
+        "a warning",
+        '{"env_steps": 10, "wall_s": 1.5, "episode_return_mean": null}',
+        '{"env_steps": 20, "time_s": 2, "time/update_s": 0.25, "episode_return_mean": 7.5}',
+    ]
+    assert parse_iterations(lines) == [
+        Iteration(10, 1.5, None, {}),
+        Iteration(20, 2.0, 7.5, {"update": 0.25}),
+    ]
+
+
+def test_nan_return_of_a_run_without_episodes_is_no_return():
+    line = json.dumps({"env_steps": 10, "time_s": 1.0, "episode_return_mean": math.nan})
+    assert parse_iterations([line])[0].episode_return_mean is None
+
+
+def test_a_result_without_time_is_refused():
+    with pytest.raises(ValueError, match="lacks env_steps or wall_s"):
+        parse_iterations(['{"env_steps": 10}'])
+
+
+def test_env_steps_that_do_not_grow_are_refused():
+    line = '{"env_steps": 10, "time_s": 1}'
+    with pytest.raises(ValueError, match="does not grow"):
+        parse_iterations([line, line])
+
+
+def test_steady_rate_leaves_out_start_up_and_slow_first_iterations():
+    seconds = [10.0, 15.0, 18.0, 20.0, 21.0] + [21.0 + 0.5 * i for i in range(1, 6)]
+    samples = [Sample(0.0, 0.0, 0, 1), Sample(100.0, 200.0, 0, 1)]
+    found = steady(iterations(seconds), samples)
+    assert found.median_steps_per_s == pytest.approx(4096)
+    assert found.window_steps_per_s == pytest.approx(4096)
+    assert found.cpu_s_per_100k_steps == pytest.approx(100_000 * 2 / 4096)
+
+
+def test_a_hiccup_shows_in_the_window_rate_and_not_in_the_median():
+    seconds = [0.5 * i for i in range(1, 10)] + [10.0, 10.5, 11.0]
+    found = steady(iterations(seconds), [Sample(0.0, 0.0, 0, 1)])
+    assert found.median_steps_per_s == pytest.approx(4096)
+    assert found.window_steps_per_s < 3000
+
+
+def test_a_run_too_short_for_a_steady_rate_says_what_to_do():
+    with pytest.raises(ValueError, match="raise --env-steps"):
+        steady(iterations([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), [Sample(0.0, 0.0, 0, 1)])
+
+
+def test_cpu_seconds_are_linear_between_samples_and_constant_beyond():
+    samples = [Sample(1.0, 2.0, 0, 1), Sample(3.0, 6.0, 0, 1)]
+    assert [cpu_at(samples, wall_s) for wall_s in (0.0, 2.0, 9.0)] == [2.0, 4.0, 6.0]
+
+
+def test_time_to_return_is_the_first_crossing_start_up_included():
+    means = [None, 449.9, 450.0, 300.0, 500.0]
+    rows = [Iteration(i + 1, 10.0 + i, mean, {}) for i, mean in enumerate(means)]
+    assert time_to_return_s(rows, 450.0) == 12.0
+    assert time_to_return_s(rows, 501.0) is None
+
+
+def test_a_repeat_that_never_got_there_counts_as_the_worst():
+    assert spread([3.0, None, 1.0]) == Spread(3.0, 1.0, 3.0, 3, 1)
+    never = spread([None, 1.0, None])
+    assert never is not None
+    assert math.isinf(never.median)
+    assert spread([None]) is None
+
+
+def test_percentile_is_linear_between_ranks():
+    assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
+    assert percentile([1.0], 0.9) == 1.0
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 0.5)
+
+
+def test_pairs_turn_round_in_odd_repeats():
+    slots = schedule(OURS, PEERS[:2], FOR_INFORMATION[:1], 2)
+    names = [slot.contestant.name for slot in slots]
+    assert names[:5] == ["ours", "sb3", "ours", "cleanrl", "ours-lag1"]
+    assert names[5:] == ["sb3", "ours", "cleanrl", "ours", "ours-lag1"]
+    assert [slot.pair for slot in slots[:4]] == ["sb3", "sb3", "cleanrl", "cleanrl"]
+
+
+def test_pair_ratios_take_ours_from_the_same_pair():
+    records = [
+        record("ours", pair="sb3", speed=30.0),
+        record("sb3", speed=10.0),
+        record("ours", pair="cleanrl", speed=20.0),
+        record("cleanrl", speed=20.0),
+        record("sb3", repeat=1, speed=5.0),
+    ]
+    assert pair_ratios(records, "sb3") == [3.0]
+    assert pair_ratios(records, "cleanrl") == [1.0]
+
+
+def test_verdicts_compare_with_the_best_peer_and_say_what_is_missed():
+    names = [("ours", "Ours"), ("sb3", "SB3"), ("cleanrl", "CleanRL"), ("rllib", "RLlib")]
+    records = [
+        record("ours", speed=20.0, first_result_s=6.0),
+        record("sb3", speed=8.0, first_result_s=2.0),
+        record("cleanrl", speed=11.0),
+        record("rllib", speed=4.0, first_result_s=12.0),
+        record("ours", time_to_return_s=8.0, first_result_s=6.0),
+        record("cleanrl", time_to_return_s=10.0),
+    ]
+    rows = summarize(names, records)
+    found = {verdict.what: verdict for verdict in verdicts(rows)}
+    assert [verdict.met for verdict in found.values()] == [False, True, True, True, False]
+    assert found["time to return, fastest peer"].ratio == pytest.approx(0.8)
+    report = plain_report(rows, list(found.values()), records)
+    assert "MISSED" in report
+    assert "0.10 (0.10–0.10)" in report
+
+
+def test_verdicts_without_ours_are_not_measured_and_nothing_breaks():
+    rows = summarize([("sb3", "SB3")], [record("sb3", error="exit code 1", exit_code=1)])
+    assert {verdict.met for verdict in verdicts(rows)} == {None}
+    assert rows[0].num_failed == 1
+    assert "not measured" in plain_report(rows, verdicts(rows), [])
+
+
+def test_tables_align_and_escape():
+    assert plain_table(("a", "bb"), [("x", "1")]) == "a  bb\n-  --\nx   1"
+    assert markdown_table(("a", "b"), [("x|y", "1")]).splitlines()[2] == "| x\\|y | 1 |"
+    with pytest.raises(ValueError, match="has 1 cells"):
+        plain_table(("a", "b"), [("x",)])
+    assert number_text(12345.678, 1) == "12 345.7"
+    assert spread_text(Spread(2.0, 1.0, 2.0, 3, 1), 1) == "2.0 (1.0–2.0, 1 of 3 never)"
+
+
+def test_infinities_become_null_in_the_written_report(tmp_path):
+    ppo.write(tmp_path / "deep" / "run", {"a": [math.inf, (1.0, math.nan)]}, "# table")
+    assert json.loads((tmp_path / "deep" / "run.json").read_text()) == {"a": [None, [1.0, None]]}
+    assert (tmp_path / "deep" / "run.md").read_text() == "# table\n"
+
+
+def test_a_date_with_a_dot_in_the_out_path_is_kept(tmp_path):
+    ppo.write(tmp_path / "v0.1", {}, "")
+    assert (tmp_path / "v0.1.json").exists()
+
+
+def test_an_unknown_contestant_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match="there are ours, sb3"):
+        ppo.select("ours,sb4")
+
+
+def test_our_command_carries_the_matched_settings_and_later_overrides_win(tmp_path):
+    command = train_command(
+        storage=tmp_path,
+        seed=3,
+        stop={"env_steps": 5},
+        overrides={"rollout.max_policy_lag": 1},
+        debug=True,
+    )
+    assert f"minibatch_rows={MATCHED.minibatch_rows}" in command
+    assert "rollout.max_policy_lag=1" in command
+    assert "rollout.max_policy_lag=0" not in command
+    assert command[-1] == "--debug"
+
+
+def test_peer_scripts_run_all_steps_unless_told_a_return():
+    assert math.isinf(parse_arguments([]).stop_return)
+    assert parse_arguments(["--stop-return", "450"]).stop_return == 450.0
+
+
+def test_only_torch_is_pinned_for_the_peers():
+    assert torch_pins("# torch==1\ntorch==2.13.0  # cpu\ntorchrl==1\nray==2\n") == ["torch==2.13.0"]
+
+
+def test_overhead_leaves_out_a_hidden_rollout_and_names_a_missing_stage():
+    stages = {"iteration": 0.1, "rollout": 0.03, "update": 0.05}
+    row = Iteration(1, 1.0, None, stages)
+    assert overhead.overhead_ms(row, rollout_hidden=False) == pytest.approx(20.0)
+    assert overhead.overhead_ms(row, rollout_hidden=True) == pytest.approx(50.0)
+    with pytest.raises(ValueError, match="lacks time/update_s"):
+        overhead.overhead_ms(
+            Iteration(1, 1.0, None, {"iteration": 1.0, "rollout": 1.0}), rollout_hidden=False
+        )
+
+
+def test_a_mode_that_failed_every_time_has_a_row_of_dashes():
+    assert debug_yardstick.cells("x", [None, None]) == ["x", "-", "-", "-", "2"]
+
+
+def test_stat_lines_with_odd_names_are_parsed():
+    stat = parse_stat(STAT)
+    assert (stat.pid, stat.parent, stat.state, stat.key) == (41, 7, "S", (41, 3210))
+    assert stat.cpu_s == 200 / os.sysconf("SC_CLK_TCK")
+
+
+def test_descendants_follow_parents_through_several_generations():
+    def process(pid: int, parent: int):
+        return parse_stat(STAT.replace("41 (", f"{pid} (", 1).replace("S 7", f"S {parent}", 1))
+
+    tree = [process(4, 3), process(2, 1), process(3, 2), process(9, 8)]
+    assert sorted(p.pid for p in descendants(tree, {1})) == [2, 3, 4]
+
+
+def measured(command: list[str], folder: Path, timeout_s: float) -> dict[str, Any]:
+    """run_measured in a process of its own: it adopts and ends whatever starts below it."""
+    program = (
+        "import json, pathlib, sys\n"
+        "from benchmarks.processes import run_measured\n"
+        "command, folder, timeout_s = json.loads(sys.argv[1])\n"
+        "run = run_measured(command, cwd=pathlib.Path(folder), timeout_s=timeout_s)\n"
+        "keys = ('exit_code', 'timed_out', 'stdout', 'cpu_s', 'wall_s')\n"
+        "print(json.dumps({key: getattr(run, key) for key in keys}))"
+    )
+    arguments = json.dumps([command, str(folder), timeout_s])
+    done = subprocess.run(
+        [sys.executable, "-c", program, arguments],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_daemon_that_left_its_session_is_counted_and_ended(tmp_path):
+    child = "import time\nwhile time.process_time() < 0.6: pass\ntime.sleep(60)"
+    pid_file = tmp_path / "pid"
+    parent = (
+        "import subprocess, sys, time\n"
+        f"c = subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\n"
+        f"open({str(pid_file)!r}, 'w').write(str(c.pid))\n"
+        "print('hello'); time.sleep(2.5)"
+    )
+    run = measured([sys.executable, "-c", parent], tmp_path, timeout_s=30.0)
+    assert (run["exit_code"], run["timed_out"], run["stdout"]) == (0, False, ["hello"])
+    assert 0.3 <= run["cpu_s"] <= 3.0
+    assert not Path("/proc", pid_file.read_text()).exists()
+
+
+def test_a_command_over_its_time_is_ended_and_said_to_be(tmp_path):
+    run = measured(["sleep", "30"], tmp_path, timeout_s=0.3)
+    assert run["timed_out"]
+    assert run["exit_code"] != 0
+    assert run["wall_s"] < 5.0
+
+
+def test_process_age_starts_at_process_start_not_at_import():
+    assert process_age_s() > 0.0
+
+
+def test_every_subcommand_has_defaults_that_parse():
+    for module in (ppo, overhead, debug_yardstick):
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        assert parser.parse_args([]).env_steps > 0

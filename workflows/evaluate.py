@@ -1,0 +1,116 @@
+"""`millrace evaluate`: run a checkpoint's policy for whole episodes, without Ray."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from workflows.exits import BAD_INPUT, Failure, is_ours
+from workflows.logs import verbosity_options
+from workflows.options import json_option, storage_option, storage_problem
+
+if TYPE_CHECKING:
+    from pipelines.evaluation import Evaluation
+    from rl_ops.envs import EnvSpec
+
+
+def _video_dir(_: click.Context, __: click.Parameter, value: str | None) -> Path | None:
+    if value is None:
+        return None
+    path = Path(value).expanduser().absolute()
+    if problem := storage_problem(path):
+        raise click.BadParameter(problem)
+    return path
+
+
+@click.command(short_help="Run a checkpoint's policy for whole episodes, without Ray.")
+@click.argument("checkpoint")
+@click.option("--episodes", type=click.IntRange(min=1), default=10, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option("--explore", is_flag=True, help="Sample actions instead of taking the most likely.")
+@click.option("--num-envs", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--video-dir", metavar="D", callback=_video_dir, help="Write a video per episode.")
+@storage_option
+@json_option
+@verbosity_options
+@click.pass_context
+def evaluate(ctx: click.Context, /, **given: Any) -> None:
+    """Evaluate CHECKPOINT: its folder, a run's folder, or a run id, of which the latest is taken.
+
+    Prints mean ± standard deviation, range and lengths of the returns; every episode with -v.
+    """
+    # Import numpy, pyarrow and gymnasium; torch only where the network is no MLP.
+    from pipelines.checkpoint import Checkpoint
+    from pipelines.evaluation import evaluate_policy
+    from rl_ops.policy import Policy
+    from workflows.output import json_line, stdout_alone
+    from workflows.runs import locate
+
+    located = locate(given["checkpoint"], given["storage"])
+    for reason in located.skipped:
+        click.echo(f"warning: {reason}", err=True)
+    checkpoint = Checkpoint(located.path)
+    env = saved_env(checkpoint.config)
+    policy = Policy(checkpoint.policy, checkpoint.weights())
+    options = {name: given[name] for name in ("episodes", "seed", "explore")}
+    with stdout_alone() as out:
+        videos = _record(policy, env, given["video_dir"], **options)
+        found = evaluate_policy(policy, env, num_envs=given["num_envs"], **options)
+    if given["as_json"]:
+        figures = {**found.figures(), "returns": found.returns, "lengths": found.lengths}
+        record = {"checkpoint": str(located.path), "env": env.id, **figures, "videos": videos}
+        out.write(json_line(record) + "\n")
+        return
+    click.echo(f"checkpoint {located.path}")
+    click.echo(text_of(env.id, found, each=ctx.meta["verbosity"] > 0))
+    for video in videos:
+        click.echo(f"video      {video}")
+
+
+def saved_env(config: Mapping[str, Any]) -> "EnvSpec":
+    """The environment of a saved configuration, without importing its algorithm."""
+    from pipelines.config import AlgorithmConfig
+    from pipelines.specs import env_spec
+
+    parts = {key: config[key] for key in ("algo", "env", "seed", "faults") if key in config}
+    return env_spec(AlgorithmConfig.model_validate(parts))
+
+
+def text_of(env_id: str, found: "Evaluation", *, each: bool = False) -> str:
+    """An evaluation in lines.
+
+    Args:
+        env_id: which environment; escaped here.
+        found: what came out.
+        each: with a line for every episode.
+    """
+    from pipelines.config_errors import printable
+    from workflows.progress import number
+
+    figures = {name: number(value) for name, value in found.figures().items()}
+    lines = [
+        f"env        {printable(env_id)}",
+        f"episodes   {figures['episodes']}",
+        f"return     {figures['episode_return_mean']} ± {figures['episode_return_std']} "
+        f"({figures['episode_return_min']} to {figures['episode_return_max']})",
+        f"length     {figures['episode_length_mean']} "
+        f"({min(found.lengths):,} to {max(found.lengths):,})",
+    ]
+    if each:
+        episodes = zip(found.returns, found.lengths, strict=True)
+        lines += [f"  {i:>4}  {r:>12.4f}  {n:>8,} steps" for i, (r, n) in enumerate(episodes, 1)]
+    return "\n".join(lines)
+
+
+def _record(policy: Any, env: Any, folder: Path | None, **options: Any) -> list[str]:
+    if folder is None:
+        return []
+    from pipelines.evaluation import record_videos
+
+    try:
+        return [str(path) for path in record_videos(policy, env, folder=folder, **options)]
+    except ValueError as error:
+        if is_ours(error):
+            raise
+        raise Failure(f"Error: --video-dir: {error}", code=BAD_INPUT) from error

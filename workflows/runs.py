@@ -1,0 +1,120 @@
+"""Runs and checkpoints on disk, by name or by path."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.checkpoint import verify_checkpoint
+from pipelines.errors import CheckpointError
+from workflows.options import storage_folder
+
+
+@dataclass(frozen=True)
+class Located:
+    """A whole checkpoint.
+
+    Attributes:
+        path: its folder.
+        skipped: why newer ones of its run were passed over.
+    """
+
+    path: Path
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def storage(self) -> Path | None:
+        """The storage of the run folder it lies in; None where it lies in none."""
+        run = self.path.parent.parent
+        is_run = self.path.parent.name == "checkpoints" and (run / "params.json").is_file()
+        return run.parent if is_run else None
+
+
+def locate(given: str, storage: Path | None) -> Located:
+    """The checkpoint that a user names.
+
+    Args:
+        given: a checkpoint's folder, a run's folder, or a run id under `storage`.
+        storage: of --storage; None takes the default.
+
+    Raises:
+        CheckpointError: there is none, or no whole one; says what there is.
+    """
+    path = Path(given).expanduser()
+    if (path / "manifest.json").is_file() or (path / "state.json").is_file():
+        verify_checkpoint(path.absolute())
+        return Located(path.absolute())
+    folder = storage_folder(storage)
+    is_name = "/" not in given and given not in ("", ".", "..") and "\0" not in given
+    run = folder / given if is_name and not (path / "checkpoints").is_dir() else path.absolute()
+    if not run.is_dir():
+        raise CheckpointError(_nothing_there(given, folder if is_name else None))
+    return newest_whole(run)
+
+
+def newest_whole(run: Path) -> Located:
+    """The newest whole checkpoint of a run's folder, with what is wrong with newer ones.
+
+    Raises:
+        CheckpointError: the run has no whole checkpoint.
+    """
+    skipped = []
+    for candidate in numbered(run / "checkpoints"):
+        try:
+            verify_checkpoint(candidate)
+        except CheckpointError as error:
+            skipped.append(str(error))
+            continue
+        return Located(candidate, tuple(skipped))
+    if skipped:
+        raise CheckpointError("\n".join([f"{run} has no whole checkpoint", *skipped]))
+    raise CheckpointError(f"{run} has no checkpoint; it ended before the first was written")
+
+
+def numbered(checkpoints: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first."""
+    found = [p for p in checkpoints.glob("[0-9]*") if p.name.isdecimal() and p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name), reverse=True)
+
+
+def set_aside_later(checkpoint: Path, checkpoints: Path) -> list[Path]:
+    """Rename the checkpoints after `checkpoint`: the run goes on from there and writes its own."""
+    if checkpoint.parent != checkpoints:
+        return []
+    moved = []
+    for later in numbered(checkpoints):
+        if int(later.name) > int(checkpoint.name):
+            moved.append(_free(checkpoints / f"set-aside-{later.name}"))
+            later.rename(moved[-1])
+    return moved
+
+
+def _free(path: Path) -> Path:
+    count = 1
+    candidate = path
+    while candidate.exists():
+        count += 1
+        candidate = path.with_name(f"{path.name}-{count}")
+    return candidate
+
+
+def _nothing_there(given: str, storage: Path | None) -> str:
+    from pipelines.config_errors import printable, shown
+
+    name = shown(given, limit=200)
+    if storage is None:
+        return f"{name} is no folder; give a checkpoint, or a run id with --storage"
+    if not storage.is_dir():
+        return f"no run {name}: there is no folder {storage}; give another --storage"
+    # difflib only here: it is not needed on the way that works.
+    import difflib
+
+    runs = sorted(p.name for p in storage.iterdir() if (p / "params.json").is_file())
+    close = difflib.get_close_matches(given, runs, n=1, cutoff=0.4)
+    hint = f"did you mean {printable(close[0])}?" if close else f"it has {len(runs)} runs"
+    return f"no run {name} in {storage}; {hint}"
+
+
+def shell(words: Sequence[str | Path]) -> str:
+    """Words as a line that a shell takes back apart into the same words."""
+    return shlex.join(map(str, words))

@@ -1,0 +1,212 @@
+"""`millrace train`: run a pipeline to its end, show how it goes, and say what it left behind."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from workflows.exits import FAILED, Failure
+from workflows.logs import verbosity_options
+from workflows.options import TrainRequest, storage_folder, train_options
+from workflows.progress import Reporter, number, reporter_for
+from workflows.signals import GracefulStop
+from workflows.startup import Start, prestart
+
+if TYPE_CHECKING:
+    from pipelines.config import AlgorithmConfig
+    from pipelines.pipeline import Pipeline
+    from workflows.runs import Located
+
+
+@click.command(short_help="Train an algorithm, or what a file says.")
+@click.argument("algo", required=False)
+@click.argument("file", required=False)
+@train_options
+@verbosity_options
+@click.pass_obj
+def train(start: Start | None, /, **given: Any) -> None:
+    """Train ALGO on an environment, or what a file says: `train file F`.
+
+    F is a path to YAML, JSON or Python, or an address of YAML or JSON; options win over it. With
+    --resume, ALGO may be left out.
+    """
+    request = TrainRequest(**given)
+    if request.algo == "file" and request.file is None:
+        raise click.UsageError("which file? Write: millrace train file F")
+    if request.algo == "file":
+        request = TrainRequest(**given | {"algo": None})
+    elif request.file is not None:
+        raise click.UsageError(f"one argument too many: {request.file!r}. A file: train file F")
+    run(request, start)
+
+
+def run(request: TrainRequest, start: Start | None = None) -> None:
+    """Train as asked; leaves by click's Exit with the signal's code when stopped by one.
+
+    Args:
+        request: the command line.
+        start: of this process, when it is this one command; else time counts from now.
+
+    Raises:
+        Failure: the run failed; the message says where and how to go on.
+    """
+    start = start if start is not None else Start.of_a_call()
+    prestart(ray_address=request.ray_address, debug=request.debug)
+    with GracefulStop() as stop, _streams(request.as_json) as out:
+        Training(request, start, stop, out).run()
+    if stop.exit_code:
+        raise click.exceptions.Exit(stop.exit_code)
+
+
+@contextmanager
+def _streams(as_json: bool) -> Iterator[TextIO]:
+    from workflows.output import stdout_alone
+
+    if not as_json:
+        yield sys.stdout
+        return
+    with stdout_alone() as stream:
+        yield stream
+
+
+@dataclass
+class Training:
+    """One run of the command."""
+
+    request: TrainRequest
+    start: Start
+    stop: GracefulStop
+    out: TextIO
+
+    def run(self) -> None:
+        """From the request to the summary."""
+        located, config = self._configured()
+        # Imports torch, which --help and bad options must not wait for.
+        from pipelines.errors import TrainingError
+        from pipelines.pipeline import Pipeline
+
+        request = self.request
+        storage = request.storage or (located.storage if located is not None else None)
+        pipeline = Pipeline(
+            config,
+            storage=storage_folder(storage),
+            name=request.name,
+            resume=located.path if located is not None else None,
+            ray_address=request.ray_address,
+            debug=request.debug,
+            started_at=self.start.at,
+        )
+        with pipeline:
+            self.stop.hold()
+            if located is not None:
+                self._say_resumed(located, pipeline)
+            try:
+                self._follow(pipeline)
+            except TrainingError as error:
+                raise Failure(self._failure(error, pipeline), code=FAILED) from error
+
+    def _configured(self) -> "tuple[Located | None, AlgorithmConfig]":
+        # Import pydantic, and with the algorithm's configuration torch.
+        from pipelines.checkpoint import Checkpoint
+        from workflows.runs import locate
+        from workflows.settings import check_fits_machine, check_not_ended, configure
+
+        request = self.request
+        if request.resume is None:
+            located, config = None, configure(request)
+        else:
+            located = locate(request.resume, request.storage)
+            checkpoint = Checkpoint(located.path)
+            config = configure(request, saved=checkpoint.config)
+            check_not_ended(config, checkpoint.state)
+        if request.ray_address is None:
+            check_fits_machine(config, debug=request.debug)
+        return located, config
+
+    def _say_resumed(self, located: "Located", pipeline: "Pipeline") -> None:
+        from workflows.runs import set_aside_later
+
+        for reason in located.skipped:
+            click.echo(f"warning: {reason}", err=True)
+        for path in set_aside_later(located.path, pipeline.folder.checkpoints):
+            click.echo(f"warning: a later checkpoint is now {path}", err=True)
+        click.echo(f"resuming {pipeline.run_id} from {located.path}", err=True)
+
+    def _follow(self, pipeline: "Pipeline") -> None:
+        reporter = self._reporter(pipeline)
+        last: dict[str, Any] = {}
+        try:
+            for last in pipeline.stream():
+                reporter.show(last)
+                if self.stop.signal is not None:
+                    break
+        finally:
+            reporter.close()
+        stopped = self.stop.signal is not None
+        wanted = stopped or pipeline.config.checkpoint.at_end
+        checkpoint = pipeline.save() if wanted else last.get("checkpoint")
+        self._summarize(pipeline, last, None if checkpoint is None else Path(checkpoint))
+
+    def _reporter(self, pipeline: "Pipeline") -> Reporter:
+        from pipelines.config_errors import printable
+
+        config = pipeline.config
+        title = f"{config.algo} on {printable(config.env.id)}"
+        if not self.request.as_json:
+            # Before the first result, which takes seconds: the learner and workers are starting.
+            click.echo(f"{title}: {pipeline.folder.path}")
+        reporter = reporter_for(self.out, as_json=self.request.as_json, title=title)
+        self.stop.on_abrupt_end = reporter.close
+        return reporter
+
+    def _summarize(
+        self, pipeline: "Pipeline", last: dict[str, Any], checkpoint: Path | None
+    ) -> None:
+        from workflows.output import json_line
+
+        stopped_by = self.stop.signal.name if self.stop.signal else last.get("stopped_by")
+        summary = {
+            "run_id": pipeline.run_id,
+            "folder": str(pipeline.folder.path),
+            "stopped_by": stopped_by,
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "evaluate": None if checkpoint is None else self._evaluate_command(checkpoint),
+            "resume": self._resume_command(pipeline) if self.stop.signal else None,
+        }
+        if self.request.as_json:
+            self.out.write(json_line({"summary": summary | {"result": last}}) + "\n")
+            return
+        figures = {
+            "env steps": f"{last['env_steps']:,} in {last['time_s']:.1f} s",
+            "return": f"{number(last['episode_return_mean'])} "
+            f"({number(last['episode_return_min'])} to {number(last['episode_return_max'])}, "
+            "latest training episodes)",
+        }
+        lines = [f"{name:<11}{value}" for name, value in (summary | figures).items() if value]
+        click.echo("\n".join(["", *lines]))
+
+    def _failure(self, error: Exception, pipeline: "Pipeline") -> str:
+        from workflows.runs import numbered
+
+        lines = [f"Error: the run failed: {error}", f"folder     {pipeline.folder.path}"]
+        if numbered(pipeline.folder.checkpoints):
+            lines.append(f"resume     {self._resume_command(pipeline)}")
+        return "\n".join(lines)
+
+    def _evaluate_command(self, checkpoint: Path) -> str:
+        from workflows.runs import shell
+
+        return shell([*self.start.command, "evaluate", checkpoint, "--episodes", "10"])
+
+    def _resume_command(self, pipeline: "Pipeline") -> str:
+        from workflows.runs import shell
+
+        words = [*self.start.command, "train", "--resume", pipeline.run_id]
+        parent = pipeline.folder.path.parent
+        if parent != storage_folder(None):
+            words += ["--storage", str(parent)]
+        return shell([*words, *(["--debug"] if self.request.debug else [])])
