@@ -24,7 +24,7 @@ class Contestant:
 
 
 OURS = Contestant("ours", "Millrace, lag 0")
-# Threads and vectorization are each peer's faster setting on two cores (README.md).
+# Each peer's faster setting on two cores (README.md).
 PEERS = (
     Contestant("sb3", "Stable-Baselines3", peer="sb3"),
     Contestant("cleanrl", "CleanRL-like single file", peer="cleanrl"),
@@ -128,12 +128,18 @@ def measure(slot: Slot, task: Task, *, kind: str, target_return: float) -> Recor
     )
 
 
+def said(run: Run) -> str:
+    """The end of what a run printed, on both streams."""
+    ends = {"stdout": "\n".join(run.stdout)[-800:], "stderr": run.stderr_tail[-1500:]}
+    return "\n".join(f"[{stream}]\n{text}" for stream, text in ends.items() if text)
+
+
 def _error(iterations: Sequence[Iteration], run: Run) -> str | None:
     if run.timed_out:
         return f"timed out after {run.wall_s:.0f} s"
     if run.exit_code != 0:
-        return f"exit code {run.exit_code}: {run.stderr_tail[-1500:]}"
-    return None if iterations else f"reported no iteration: {run.stderr_tail[-1500:]}"
+        return f"exit code {run.exit_code}: {said(run)}"
+    return None if iterations else f"reported no iteration: {said(run)}"
 
 
 def _command(contestant: Contestant, task: Task, storage: Path) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.contestants import said
 from benchmarks.figures import parse_iterations, spread, steady
 from benchmarks.ours import compile_project, result_lines, train_command
 from benchmarks.peers.environments import ROOT
@@ -69,7 +70,7 @@ def run_mode(mode: Mode, env_steps: int, seed: int) -> Result | None:
         run = run_measured(command, cwd=ROOT)
         iterations = parse_iterations(result_lines(storage))
     if run.exit_code != 0 or not iterations:
-        print(f"{mode.label}: exit code {run.exit_code}: {run.stderr_tail[-1500:]}", flush=True)
+        print(f"{mode.label}: exit code {run.exit_code}: {said(run)}", flush=True)
         return None
     figures = steady(iterations, run.samples)
     print(f"{mode.label}: {figures.median_steps_per_s:,.0f} env steps/s", flush=True)

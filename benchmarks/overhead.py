@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.contestants import FOR_INFORMATION, OURS, Contestant, Task, run_once
+from benchmarks.contestants import FOR_INFORMATION, OURS, Contestant, Task, run_once, said
 from benchmarks.figures import Iteration, percentile
 from benchmarks.ours import compile_project
 from benchmarks.processes import Run, Sample
@@ -50,7 +50,7 @@ def report(contestant: Contestant, env_steps: int, seed: int) -> int:
     iterations, run = run_once(contestant, Task(env_steps, None, seed, timeout_s=1800.0))
     print(f"\n{contestant.label}: {env_steps:,} env steps, others used {run.other_cores:.2f} cores")
     if run.exit_code != 0 or len(iterations) < 20:
-        print(f"exit code {run.exit_code}, {len(iterations)} iterations: {run.stderr_tail[-1500:]}")
+        print(f"exit code {run.exit_code}, {len(iterations)} iterations: {said(run)}")
         return 1
     hidden = contestant.overrides.get("rollout.max_policy_lag", 0) != 0
     rows = [cells(part, rollout_hidden=hidden) for part in parts(iterations, run)]

@@ -11,14 +11,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import contestants as field
-from benchmarks.contestants import Contestant, Record, Slot, Task
+from benchmarks.contestants import (
+    FOR_INFORMATION,
+    OURS,
+    PEERS,
+    Contestant,
+    Record,
+    Slot,
+    Task,
+    measure,
+    run_once,
+    said,
+    schedule,
+)
 from benchmarks.ours import PPO_OVERRIDES, compile_project
 from benchmarks.peers import environments
 from benchmarks.peers.reporting import MATCHED
 from benchmarks.summary import markdown_report, plain_report, summarize, verdicts
 
-EVERYONE = (field.OURS, *field.PEERS, *field.FOR_INFORMATION)
+EVERYONE = (OURS, *PEERS, *FOR_INFORMATION)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,16 +96,16 @@ def prepare(chosen: Sequence[Contestant], *, warmup: bool) -> None:
     for contestant in chosen if warmup else ():
         print(f"warming up {contestant.label}", flush=True)
         task = Task(env_steps=2 * MATCHED.train_rows, stop_return=None, seed=0)
-        _, run = field.run_once(contestant, task)
+        _, run = run_once(contestant, task)
         if run.exit_code != 0:
-            print(f"  exit code {run.exit_code}: {run.stderr_tail[-500:]}", flush=True)
+            print(f"  exit code {run.exit_code}: {said(run)}", flush=True)
 
 
 def measure_all(args: argparse.Namespace, chosen: Sequence[Contestant]) -> list[Record]:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     slots = slots_for(chosen, args.repeats)
     records = []
-    for kind in args.measures.split(","):
+    for kind in measures(args.measures):
         for slot in slots:
             seed = seeds[slot.repeat % len(seeds)]
             task = (
@@ -102,19 +113,31 @@ def measure_all(args: argparse.Namespace, chosen: Sequence[Contestant]) -> list[
                 if kind == "steady"
                 else Task(args.max_env_steps, args.target_return, seed)
             )
-            record = field.measure(slot, task, kind=kind, target_return=args.target_return)
+            record = measure(slot, task, kind=kind, target_return=args.target_return)
             records.append(record)
             print(progress_line(record), flush=True)
     return records
 
 
+def measures(names: str) -> list[str]:
+    """The kinds of run asked for.
+
+    Raises:
+        ValueError: a name is neither steady nor time.
+    """
+    kinds = [name.strip() for name in names.split(",")]
+    if not set(kinds) <= {"steady", "time"}:
+        raise ValueError(f"--measures is {names!r}; it takes steady, time or both with a comma.")
+    return kinds
+
+
 def slots_for(chosen: Sequence[Contestant], repeats: int) -> list[Slot]:
     """The schedule of the chosen; without ours the peers simply take turns."""
-    peers = [contestant for contestant in chosen if contestant in field.PEERS]
-    information = [contestant for contestant in chosen if contestant in field.FOR_INFORMATION]
-    if field.OURS in chosen and peers:
-        return field.schedule(field.OURS, peers, information, repeats)
-    return field.schedule(field.OURS, [], list(chosen), repeats)
+    peers = [contestant for contestant in chosen if contestant in PEERS]
+    information = [contestant for contestant in chosen if contestant in FOR_INFORMATION]
+    if OURS in chosen and peers:
+        return schedule(OURS, peers, information, repeats)
+    return schedule(OURS, [], list(chosen), repeats)
 
 
 def progress_line(record: Record) -> str:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -141,13 +141,7 @@ class Tree:
                 left = [p for p in self.alive() if p.state != "Z"]
 
 
-def run_measured(
-    command: Sequence[str],
-    *,
-    cwd: Path,
-    environment: Mapping[str, str] | None = None,
-    timeout_s: float = 600.0,
-) -> Run:
+def run_measured(command: Sequence[str], *, cwd: Path, timeout_s: float = 600.0) -> Run:
     """Run a command to its end, sampling its process tree; what it leaves behind is ended.
 
     For a process that starts nothing else meanwhile: every new descendant is taken for the
@@ -159,7 +153,6 @@ def run_measured(
         child = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,

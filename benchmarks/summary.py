@@ -1,5 +1,6 @@
 """Medians, ratios and verdicts of a PPO comparison, and the two reports made of them."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ HEADER = (
     "pairs",
     "to return, s",
     "ours / it",
+    "to return, k steps",
     "first result, s",
     "CPU s / 100k steps",
     "failed",
@@ -33,6 +35,7 @@ class Row:
     speed_pair_ratio: Spread | None
     time_to_return_s: Spread | None
     time_ratio: float | None
+    steps_to_return: Spread | None
     first_result_s: Spread | None
     cpu_s_per_100k_steps: Spread | None
     num_failed: int
@@ -106,7 +109,7 @@ def load_line(records: Sequence[Record]) -> str:
 def _row(name: str, label: str, records: Sequence[Record]) -> Row:
     mine = [record for record in records if record.contestant == name]
     steady = [record.steady for record in mine if record.steady]
-    timed = [record for record in mine if record.measure == "time"]
+    timed = [record for record in mine if record.measure == "time" and not record.error]
     return Row(
         name=name,
         label=label,
@@ -116,6 +119,9 @@ def _row(name: str, label: str, records: Sequence[Record]) -> Row:
         speed_pair_ratio=None,
         time_to_return_s=spread([record.time_to_return_s for record in timed]),
         time_ratio=None,
+        steps_to_return=spread(
+            [r.env_steps if r.time_to_return_s is not None else None for r in timed]
+        ),
         first_result_s=spread([r.first_result_s for r in mine if r.first_result_s is not None]),
         cpu_s_per_100k_steps=spread([s.cpu_s_per_100k_steps for s in steady]),
         num_failed=sum(record.error is not None for record in mine),
@@ -125,13 +131,11 @@ def _row(name: str, label: str, records: Sequence[Record]) -> Row:
 def _with_ratios(row: Row, ours: Row | None, records: Sequence[Record]) -> Row:
     if ours is None or row.name == ours.name:
         return row
-    return Row(
-        **{
-            **row.__dict__,
-            "speed_ratio": _ratio(_median(ours.steps_per_s), _median(row.steps_per_s)),
-            "speed_pair_ratio": spread(pair_ratios(records, row.name)),
-            "time_ratio": _ratio(_median(ours.time_to_return_s), _median(row.time_to_return_s)),
-        }
+    return dataclasses.replace(
+        row,
+        speed_ratio=_ratio(_median(ours.steps_per_s), _median(row.steps_per_s)),
+        speed_pair_ratio=spread(pair_ratios(records, row.name)),
+        time_ratio=_ratio(_median(ours.time_to_return_s), _median(row.time_to_return_s)),
     )
 
 
@@ -184,10 +188,18 @@ def _cells(row: Row) -> list[str]:
         spread_text(row.speed_pair_ratio, 2),
         spread_text(row.time_to_return_s, 1),
         number_text(row.time_ratio, 2),
+        spread_text(in_thousands(row.steps_to_return)),
         spread_text(row.first_result_s, 1),
         spread_text(row.cpu_s_per_100k_steps, 1),
         str(row.num_failed),
     ]
+
+
+def in_thousands(value: Spread | None) -> Spread | None:
+    if value is None:
+        return None
+    low, median, high = value.low / 1000, value.median / 1000, value.high / 1000
+    return dataclasses.replace(value, low=low, median=median, high=high)
 
 
 def _verdict_cells(verdict: Verdict) -> list[str]:

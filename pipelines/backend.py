@@ -4,7 +4,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pipelines.coordinator import Command, GoAhead
+from pipelines.coordinator import Command, GoAhead, first_incarnation
+from pipelines.errors import TrainingError, cause_of
+from pipelines.evaluation import Evaluation, EvaluationTask
 from pipelines.flow import FlowControl
 from pipelines.training import TrainTask, make_loop, pick_device
 from rl_ops.learner import World
@@ -15,8 +17,12 @@ from rl_ops.rollout import Rollout
 class Backend(Protocol):
     """A dataflow that runs, is paused at its start, and goes on as far as it is allowed."""
 
-    def allow(self, version: int | None) -> None:
-        """Go on until `version` is published; None: without end."""
+    def allow(self, version: int | None) -> int | None:
+        """Go on until `version` is published; None: without end.
+
+        Returns:
+            The version at which the run will hold: a later one where that is under way.
+        """
 
     def next_result(self) -> dict[str, Any]:
         """The result of the next iteration; waits.
@@ -34,6 +40,15 @@ class Backend(Protocol):
     def call_workers(self, fn: Callable[[Any], Any]) -> list[Any]:
         """Call `fn(worker)` in every rollout worker between two fragments; outputs by worker."""
 
+    def evaluate(self, task: EvaluationTask) -> Evaluation:
+        """Evaluate the newest published weights."""
+
+    def start_evaluation(self, task: EvaluationTask, *, version: int) -> None:
+        """Evaluate the newest published weights, of version `version`, while training goes on."""
+
+    def finished_evaluation(self, *, wait: bool) -> tuple[int, Evaluation] | None:
+        """(version, evaluation) of the one started, once, when it is done."""
+
     def close(self) -> None:
         """End the run and give back what it holds."""
 
@@ -46,14 +61,12 @@ class LocalFlow:
         self.weights: Weights | None = None
         self.version = -1
         self.outputs: list[Any] = []
-        self.rollout_s = 0.0
 
     def advance(self, version: int, weights: Weights, result: dict[str, Any] | None) -> GoAhead:
         """See `Flow.advance`."""
         self.replace_weights(version, weights)
         if result is not None:
-            self.results.append(result | {"time/rollout_s": self.rollout_s})
-            self.rollout_s = 0.0
+            self.results.append(result)
         return GoAhead([], 0.0)
 
     def proceed(self) -> GoAhead:
@@ -75,7 +88,8 @@ class LocalWorker:
     def __init__(self, task: TrainTask, worker_id: int) -> None:
         spec = task.plan.rollout
         self.worker_id = worker_id
-        self.rollout = Rollout(spec, worker_id=worker_id, incarnation=task.incarnation)
+        incarnation = first_incarnation(task.incarnation)
+        self.rollout = Rollout(spec, worker_id=worker_id, incarnation=incarnation)
 
 
 class LocalBackend:
@@ -88,6 +102,8 @@ class LocalBackend:
     def __init__(self, task: TrainTask) -> None:
         self._plan = task.plan
         self._flow = LocalFlow()
+        self._evaluated: tuple[int, Evaluation] | None = None
+        self._failure: Exception | None = None
         self._loop = make_loop(task, self._flow, World(device=pick_device(task.plan)))
         count = task.plan.config.rollout.num_workers
         self._workers = [LocalWorker(task, i) for i in range(count)]
@@ -99,28 +115,47 @@ class LocalBackend:
             start_version=version,
         )
         self._fragments = self._control.consumed
+        self._rollout_s = 0.0
         self._loop.start()
 
-    def allow(self, version: int | None) -> None:
+    def allow(self, version: int | None) -> int | None:
         """See `Backend.allow`; here nothing runs but inside `next_result`."""
+        return version
 
     def next_result(self) -> dict[str, Any]:
         """See `Backend.next_result`."""
-        while not self._flow.results:
-            worker = self._workers[self._fragments % len(self._workers)]
-            fragment = self._control.claim(worker.worker_id, str(self._fragments))
-            assert fragment == self._fragments
-            self._fragments += 1
-            assert self._flow.weights is not None
-            worker.rollout.load(self._flow.weights, self._flow.version)
-            table = worker.rollout.fragment(fragment)
-            for operator in self._plan.dataflow.source.then:
-                table = operator(table)
-            self._flow.rollout_s += worker.rollout.counters.rollout_s
-            worker.rollout.counters.rollout_s = 0.0
-            self._loop.feed(table)
-            self._control.advance(self._loop.learner.version)
-        return self._flow.results.popleft()
+        try:
+            while self._failure is None and not self._flow.results:
+                self._run_fragment()
+        except Exception as error:  # noqa: BLE001 - an env or a module may raise anything
+            self._failure = error
+        if self._failure is not None:
+            raise TrainingError(cause_of(self._failure)) from self._failure
+        return self._flow.results.popleft() | self._worker_figures()
+
+    def _run_fragment(self) -> None:
+        worker = self._workers[self._fragments % len(self._workers)]
+        fragment = self._control.claim(worker.worker_id, str(self._fragments))
+        assert fragment == self._fragments
+        self._fragments += 1
+        assert self._flow.weights is not None
+        worker.rollout.load(self._flow.weights, self._flow.version)
+        table = worker.rollout.fragment(fragment)
+        for operator in self._plan.dataflow.source.then:
+            table = operator(table)
+        self._loop.feed(table)
+        self._control.advance(self._loop.learner.version)
+
+    def _worker_figures(self) -> dict[str, Any]:
+        """The coordinator's keys."""
+        counters = [worker.rollout.counters for worker in self._workers]
+        rollout_s, self._rollout_s = self._rollout_s, sum(each.rollout_s for each in counters)
+        return {
+            "time/rollout_s": self._rollout_s - rollout_s,
+            "faults/aborted_episodes": sum(each.aborted_episodes for each in counters),
+            "faults/worker_restarts": 0,
+            "queue_fragments": 0,
+        }
 
     def weights(self) -> Weights:
         """See `Backend.weights`."""
@@ -134,6 +169,19 @@ class LocalBackend:
     def call_workers(self, fn: Callable[[Any], Any]) -> list[Any]:
         """See `Backend.call_workers`."""
         return [fn(worker) for worker in self._workers]
+
+    def evaluate(self, task: EvaluationTask) -> Evaluation:
+        """See `Backend.evaluate`."""
+        return task.run(self.weights())
+
+    def start_evaluation(self, task: EvaluationTask, *, version: int) -> None:
+        """See `Backend.start_evaluation`; one process has no beside, so it is done here."""
+        self._evaluated = (version, self.evaluate(task))
+
+    def finished_evaluation(self, *, wait: bool) -> tuple[int, Evaluation] | None:  # noqa: ARG002
+        """See `Backend.finished_evaluation`."""
+        done, self._evaluated = self._evaluated, None
+        return done
 
     def close(self) -> None:
         """See `Backend.close`."""

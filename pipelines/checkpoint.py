@@ -4,17 +4,19 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, StorageError
 from rl_ops.policy import Policy, PolicySpec, Weights
 
 FORMAT_VERSION = 1
+PARTIAL = ".partial-"
+"""Begins the name of a checkpoint that is being written, or was when its process was killed."""
 FILES = ("modules.safetensors", "optimizers.safetensors", "state.json", "config.json")
 
 
@@ -35,11 +37,34 @@ def write_checkpoint(
 
     Returns:
         `folder`.
+
+    Raises:
+        CheckpointError: there is something of that name.
+        StorageError: it cannot be written, as on a full disk.
     """
+    if os.path.lexists(folder):
+        raise CheckpointError(f"{folder} exists already; choose another path")
+    from safetensors import SafetensorError
+
+    try:
+        return _write(folder, tensors=tensors, state=state, config=config)
+    except (OSError, SafetensorError) as error:  # safetensors wraps the OSErrors of its writes
+        why = (error.strerror if isinstance(error, OSError) else None) or error
+        raise StorageError(f"cannot write checkpoint {folder}: {why}") from error
+
+
+def _write(
+    folder: Path,
+    *,
+    tensors: Mapping[str, Mapping[str, Any]],
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> Path:
     from safetensors.torch import save_file
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = folder.with_name(f"{PARTIAL}{folder.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
     try:
         for group in ("modules", "optimizers"):
             copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors[group].items()}
@@ -52,7 +77,7 @@ def write_checkpoint(
         _write_json(temporary / "manifest.json", {"format": FORMAT_VERSION, "sha256": digests})
         _sync(temporary / "manifest.json")
         _sync(temporary)
-        os.rename(temporary, folder)
+        os.rename(temporary, folder)  # fails where meanwhile a folder with files is
         _sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -66,14 +91,18 @@ def verify_checkpoint(folder: Path) -> None:
     Raises:
         CheckpointError: names the file and what is wrong with it.
     """
+    try:
+        _verify(folder)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from error
+
+
+def _verify(folder: Path) -> None:
     manifest_path = folder / "manifest.json"
     if not manifest_path.is_file():
-        exists = (
-            "has no manifest.json: it was not written completely"
-            if folder.is_dir()
-            else ("does not exist")
-        )
-        raise CheckpointError(f"checkpoint {folder} {exists}; use an earlier one")
+        what = "has no manifest.json: it was not written completely, or is none"
+        what = what if folder.is_dir() else "does not exist"
+        raise CheckpointError(f"checkpoint {folder} {what}; use an earlier one")
     manifest = _read_json(manifest_path)
     version = manifest.get("format")
     if version != FORMAT_VERSION:
@@ -81,11 +110,12 @@ def verify_checkpoint(folder: Path) -> None:
             f"checkpoint {folder} has format {version}; this version of millrace reads format "
             f"{FORMAT_VERSION}"
         )
+    digests = manifest.get("sha256")
     for name in FILES:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"checkpoint {folder}: {name} is missing; use an earlier one")
-        if manifest.get("sha256", {}).get(name) != _sha256(path):
+        if not isinstance(digests, dict) or digests.get(name) != _sha256(path):
             raise CheckpointError(
                 f"checkpoint {folder}: {name} is not what was written (its sha256 differs from "
                 "the manifest's): truncated or altered. Use an earlier checkpoint"
@@ -110,21 +140,47 @@ class Checkpoint:
 
     @property
     def policy(self) -> PolicySpec:
-        """The policy's spec."""
-        return PolicySpec.from_json(self.state["policy"])
+        """The policy's spec.
+
+        Raises:
+            CheckpointError: there is none that this version can read.
+        """
+        try:
+            return PolicySpec.from_json(self.state["policy"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.path}: no policy can be read from state.json: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def tensors(self) -> dict[str, dict[str, Any]]:
-        """{"modules" | "optimizers": {name: torch tensor}}."""
+        """{"modules" | "optimizers": {name: torch tensor}}.
+
+        Raises:
+            CheckpointError: a file is none of safetensors.
+        """
         from safetensors.torch import load_file
 
         groups = ("modules", "optimizers")
-        return {group: load_file(self.path / f"{group}.safetensors") for group in groups}
+        return {group: self._loaded(f"{group}.safetensors", load_file) for group in groups}
+
+    def _loaded(self, name: str, load_file: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        from safetensors import SafetensorError
+
+        try:
+            return load_file(self.path / name)
+        except SafetensorError as error:
+            raise CheckpointError(f"checkpoint {self.path}: {name}: {error}") from error
 
     def weights(self) -> Weights:
-        """What the policy acts with; reads no torch."""
+        """What the policy acts with; reads no torch.
+
+        Raises:
+            CheckpointError: its file is none of safetensors.
+        """
         from safetensors.numpy import load_file
 
-        arrays = load_file(self.path / "modules.safetensors")
+        arrays = self._loaded("modules.safetensors", load_file)
         prefix = self.state["acts_with"] + "."
         module = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
         statistics = self.state["statistics"]
@@ -147,13 +203,19 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a run's checkpoints folder, skipping damaged ones."""
-    for candidate in sorted(folder.glob("[0-9]*"), key=lambda p: int(p.name), reverse=True):
+    for candidate in reversed(numbered(folder)):
         try:
             verify_checkpoint(candidate)
         except CheckpointError:
             continue
         return candidate
     return None
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The checkpoints in a run's checkpoints folder, the oldest first, whole or not."""
+    found = [path for path in folder.glob("[0-9]*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def _sha256(path: Path) -> str:
@@ -176,7 +238,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected an object, got {type(value).__name__}")

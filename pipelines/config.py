@@ -2,13 +2,16 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rl_ops.model_spec import Activation
 from rl_ops.optim_spec import OptimKind
 from rl_ops.schedules import Schedule as _Points
+
+if TYPE_CHECKING:
+    from pipelines.pipeline import Pipeline
 
 
 def _increasing(schedule: _Points) -> _Points:
@@ -167,6 +170,8 @@ class EvaluationConfig(Group):
     """Evaluate every so many iterations; None never."""
     episodes: PositiveInt = 10
     """Whole episodes of each evaluation."""
+    num_workers: PositiveInt = 1
+    """Processes that share the episodes."""
     num_envs: PositiveInt = 5
     """Environments side by side, each with its share of the episodes."""
     explore: bool = False
@@ -244,8 +249,6 @@ class AlgorithmConfig(Group):
     checkpoint: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()
     faults: FaultsConfig = FaultsConfig()
-    callbacks: tuple[str, ...] = ()
-    """`module:Class` of callbacks, see docs/callbacks.md."""
     stop: StopConfig = StopConfig()
 
     @model_validator(mode="before")
@@ -261,6 +264,13 @@ class AlgorithmConfig(Group):
         }
         partial = {k: v for k, v in values.items() if k in groups and isinstance(v, dict)}
         return values | {name: groups[name] | given for name, given in partial.items()}
+
+    def build(self, **options: Any) -> "Pipeline":
+        """A `Pipeline` that runs this configuration; takes the same options."""
+        # Imports torch, and without debug=True ray: not before something is to run.
+        from pipelines.pipeline import Pipeline
+
+        return Pipeline(self, **options)
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> Self:
         """A validated copy with settings replaced: {"optim.lr": 1e-3}; see pipelines.loading."""

@@ -5,6 +5,7 @@ references, so its process imports neither torch nor numpy.
 """
 
 import asyncio
+import pickle
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,8 +18,16 @@ Blob = bytes | list[Any]
 """Pickled bytes, or a list holding one object reference (a bare one would be fetched)."""
 
 
+MAX_UNTAKEN = 8
+"""Results that the learner may be ahead of the driver."""
+_NOTHING = pickle.dumps(None)
+
+
 class Claim(NamedTuple):
-    """What a rollout worker is to do: make a fragment, run a command, or end."""
+    """What a rollout worker is to do: make a fragment, run a command, or end.
+
+    Weights are None where the worker has the newest.
+    """
 
     fragment_id: int | None
     version: int
@@ -27,7 +36,11 @@ class Claim(NamedTuple):
 
 
 class Command(NamedTuple):
-    """Something to run in a worker or in the learner, between two fragments or updates."""
+    """Something to run in a worker or in the learner, between two fragments or updates.
+
+    The payload crosses processes pickled, and a command's output too: the coordinator must not
+    import what they are made of.
+    """
 
     id: int
     name: str
@@ -43,10 +56,24 @@ class GoAhead(NamedTuple):
 
 @dataclass
 class Seat:
-    """A rollout worker's place in the run."""
+    """A rollout worker's place in the run.
+
+    Attributes:
+        worker_id: which place.
+        incarnation: of who sits there; grows with each restart.
+        has: serial number of the weights given to it, 0 none.
+        running: the command it was given and has not finished.
+    """
 
     worker_id: int
     incarnation: int
+    has: int = 0
+    running: "Command | None" = None
+
+
+def first_incarnation(resumes: int) -> int:
+    """A rollout worker's before any restart, in a run resumed so often; all are different."""
+    return resumes * 1000
 
 
 class Coordinator:
@@ -63,7 +90,9 @@ class Coordinator:
         self._ranks = ranks
         self._changed = asyncio.Condition()
         self._version = -1
+        self._going = -1  # the version being made: no pause holds before it is published
         self._weights: Blob | None = None
+        self._serial = 0  # of the weights; set_weights publishes new ones without a new version
         self._stopped = False
         self._seats: dict[str, Seat] = {}
         self._incarnation = incarnation
@@ -72,7 +101,7 @@ class Coordinator:
         self._worker_commands: dict[int, deque[Command]] = {}
         self._outputs: dict[int, Any] = {}
         self._next_command = 0
-        self._reports: dict[int, dict[str, Any]] = {}
+        self._aborted: dict[tuple[int, int], int] = {}
         self._rollout_s = 0.0
 
     # --- rollout workers ---
@@ -80,38 +109,54 @@ class Coordinator:
     async def register(self, actor_id: str, rank: int) -> Seat:
         """The seat of a rollout worker; one that was restarted gets its own again."""
         if actor_id in self._seats:
-            self._seats[actor_id].incarnation += 1
-            return self._seats[actor_id]
+            return await self._restarted(self._seats[actor_id])
         mine = [w for w in range(self._flow.num_workers) if w % self._ranks == rank]
         taken = {seat.worker_id for seat in self._seats.values()}
         free = [w for w in mine if w not in taken]
         if not free:
             raise RuntimeError(f"rank {rank} has {len(mine)} rollout workers and got one more")
-        self._seats[actor_id] = Seat(free[0], self._incarnation * 1000)
+        self._seats[actor_id] = Seat(free[0], first_incarnation(self._incarnation))
         return self._seats[actor_id]
 
+    async def _restarted(self, seat: Seat) -> Seat:
+        async with self._changed:
+            seat.incarnation += 1
+            seat.has = 0
+            if seat.running is not None:
+                # Not run again: it may be what killed the worker.
+                self._outputs[seat.running.id] = RuntimeError(
+                    f"rollout worker {seat.worker_id} died while it ran the function"
+                )
+                seat.running = None
+            self._changed.notify_all()
+        return seat
+
     async def claim(
-        self, worker_id: int, ticket: str, have_version: int, report: dict[str, Any] | None
+        self, worker_id: int, incarnation: int, ticket: str, report: dict[str, Any] | None
     ) -> Claim:
         """Wait until the worker may make a fragment, has a command to run, or is to end."""
         if report is not None:
-            self._reports[worker_id] = report
+            self._aborted[worker_id, incarnation] = report["aborted_episodes"]
             self._rollout_s += report["fragment_s"]
+        seat = next(seat for seat in self._seats.values() if seat.worker_id == worker_id)
         async with self._changed:
             while True:
-                if self._stopped:
+                # Who claims for a worker that died is nobody: it must take no command.
+                if self._stopped or seat.incarnation != incarnation:
                     return Claim(None, self._version, None)
-                commands = self._worker_commands.get(worker_id)
-                if commands and self._weights is not None:
-                    return Claim(None, *self._newest(have_version), commands.popleft())
                 if self._weights is not None:
+                    if commands := self._worker_commands.get(worker_id):
+                        seat.running = commands.popleft()
+                        return Claim(None, *self._newest(seat), seat.running)
                     fragment = self._flow.claim(worker_id, ticket)
                     if fragment is not None:
-                        return Claim(fragment, *self._newest(have_version))
+                        return Claim(fragment, *self._newest(seat))
                 await self._changed.wait()
 
-    def _newest(self, have_version: int) -> tuple[int, Blob | None]:
-        return self._version, None if have_version == self._version else self._weights
+    def _newest(self, seat: Seat) -> tuple[int, Blob | None]:
+        weights = None if seat.has == self._serial else self._weights
+        seat.has = self._serial
+        return self._version, weights
 
     # --- learner ---
 
@@ -125,7 +170,7 @@ class Coordinator:
             Commands for the learner, after which it calls `proceed`; none means go on.
         """
         async with self._changed:
-            self._version, self._weights = version, weights
+            self._publish(version, weights)
             self._flow.advance(version)
             if result is not None:
                 self._results.append(result | self._worker_figures())
@@ -141,20 +186,26 @@ class Coordinator:
             await self._changed.wait_for(self._may_proceed)
             commands = list(self._learner_commands)
             self._learner_commands.clear()
+            if not commands:
+                self._going = self._version + 1
+            if any(command.name == "stop" for command in commands):
+                self._stopped = True
+                self._changed.notify_all()
         return GoAhead(commands, time.perf_counter() - start)
 
     def _may_proceed(self) -> bool:
         budget = self._flow.budget
-        return bool(self._learner_commands) or budget is None or self._version < budget
+        if self._learner_commands:
+            return True
+        # A learner far ahead of the driver would act on a decision to stop, or to save, late.
+        return len(self._results) < MAX_UNTAKEN and (budget is None or self._version < budget)
 
     def _worker_figures(self) -> dict[str, Any]:
-        reports = list(self._reports.values())
+        first = first_incarnation(self._incarnation)
         figures = {
             "time/rollout_s": self._rollout_s / self._flow.num_workers,
-            "faults/aborted_episodes": sum(r["aborted_episodes"] for r in reports),
-            "faults/worker_restarts": sum(
-                seat.incarnation - self._incarnation * 1000 for seat in self._seats.values()
-            ),
+            "faults/aborted_episodes": sum(self._aborted.values()),
+            "faults/worker_restarts": sum(s.incarnation - first for s in self._seats.values()),
             "queue_fragments": self._flow.outstanding,
         }
         self._rollout_s = 0.0
@@ -163,27 +214,43 @@ class Coordinator:
     async def replace_weights(self, version: int, weights: Blob) -> None:
         """Publish weights that no update made (`set_weights`); the version stays the learner's."""
         async with self._changed:
-            self._version, self._weights = version, weights
+            self._publish(version, weights)
             self._changed.notify_all()
+
+    def _publish(self, version: int, weights: Blob) -> None:
+        self._version, self._weights = version, weights
+        self._serial += 1
 
     async def finish(self, command_id: int, output: Any) -> None:
         """Hand in a command's output."""
         async with self._changed:
             self._outputs[command_id] = output
+            for seat in self._seats.values():
+                if seat.running is not None and seat.running.id == command_id:
+                    seat.running = None
             self._changed.notify_all()
 
     # --- driver ---
 
-    async def allow(self, version: int | None) -> None:
-        """Let the run go on until `version` is published; None: without end."""
+    async def allow(self, version: int | None) -> int | None:
+        """Let the run go on until `version` is published; None: without end.
+
+        An update for which the learner has the go-ahead is finished all the same: a learner that
+        waited for fragments nobody may make would hear no command.
+
+        Returns:
+            The version at which the run will hold.
+        """
         async with self._changed:
-            self._flow.budget = version
+            self._flow.budget = None if version is None else max(version, self._going)
             self._changed.notify_all()
+            return self._flow.budget
 
     async def next_result(self) -> dict[str, Any]:
         """Wait for the oldest result that was not taken yet."""
         async with self._changed:
             await self._changed.wait_for(lambda: bool(self._results))
+            self._changed.notify_all()
             return self._results.popleft()
 
     async def weights(self) -> tuple[int, Blob]:
@@ -199,6 +266,10 @@ class Coordinator:
 
     async def command_worker(self, worker_id: int, payload: Any) -> Any:
         """Have one rollout worker call a function between two fragments; returns its output."""
+        if not 0 <= worker_id < self._flow.num_workers:
+            raise ValueError(
+                f"no rollout worker {worker_id}; there are {self._flow.num_workers}, from 0 on"
+            )
         queue = self._worker_commands.setdefault(worker_id, deque())
         return await self._run("call", payload, queue.append)
 
@@ -214,9 +285,12 @@ class Coordinator:
             return self._outputs.pop(command.id)
 
     async def stop(self) -> None:
-        """Release everyone who waits: workers end, the learner gets a last command to end."""
+        """End the run: the learner after its current update, and then the workers.
+
+        Not at once: a learner that waits for fragments hears nothing until they come.
+        """
         async with self._changed:
-            self._stopped = True
+            self._flow.budget = max(self._version, self._going)
             self._next_command += 1
-            self._learner_commands.append(Command(self._next_command, "stop", None))
+            self._learner_commands.append(Command(self._next_command, "stop", _NOTHING))
             self._changed.notify_all()

@@ -15,3 +15,13 @@ class StorageError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run failed; the message says in which stage and why."""
+
+
+def cause_of(failure: BaseException) -> str:
+    """The innermost cause, which is what the user can act on."""
+    cause = failure
+    while True:
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if not isinstance(inner, BaseException) or inner is cause:
+            return f"{type(cause).__name__}: {cause}"
+        cause = inner

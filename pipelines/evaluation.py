@@ -1,5 +1,6 @@
 """Evaluating a policy: whole episodes, in this process, the same number from each environment."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from rl_ops.envs import EnvSpec, VectorSlots, make_env
-from rl_ops.policy import Policy
+from rl_ops.policy import Policy, PolicySpec, Weights
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,45 @@ class Evaluation:
             "episode_return_max": float(returns.max()),
             "episode_length_mean": float(np.mean(self.lengths)),
         }
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """What to evaluate, and how, but for the weights.
+
+    Attributes:
+        policy, env: what acts, and where.
+        episodes: whole episodes in all.
+        seed: of environments and sampling.
+        num_envs: environments side by side in each process.
+        explore: sample actions instead of taking the mode.
+    """
+
+    policy: PolicySpec
+    env: EnvSpec
+    episodes: int
+    seed: int
+    num_envs: int
+    explore: bool = False
+
+    def split(self, num_workers: int) -> list["EvaluationTask"]:
+        """Shares of the episodes, each with a seed of its own; fewer when there are not enough."""
+        count = min(num_workers, self.episodes)
+        shares = [self.episodes // count + (i < self.episodes % count) for i in range(count)]
+        return [
+            dataclasses.replace(self, episodes=n, seed=self.seed + i) for i, n in enumerate(shares)
+        ]
+
+    def run(self, weights: Weights) -> Evaluation:
+        """Evaluate in this process."""
+        return evaluate_policy(
+            Policy(self.policy, weights),
+            self.env,
+            episodes=self.episodes,
+            seed=self.seed,
+            num_envs=self.num_envs,
+            explore=self.explore,
+        )
 
 
 def evaluate_policy(

@@ -5,11 +5,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipelines.config import StopConfig
 from pipelines.coordinator import Command, GoAhead
@@ -53,12 +52,11 @@ class EpisodeWindow:
     def __post_init__(self) -> None:
         self.returns, self.lengths = deque(maxlen=self.size), deque(maxlen=self.size)
 
-    def add(self, table: pa.Table) -> None:
-        """Note the episodes that end in `table`."""
-        ended = table.column(c.EPISODE_RETURN).drop_null()
-        self.count += len(ended)
-        self.returns.extend(ended.to_pylist())
-        self.lengths.extend(table.column(c.EPISODE_LENGTH).drop_null().to_pylist())
+    def add(self, returns: Sequence[float], lengths: Sequence[int]) -> None:
+        """Note episodes that ended."""
+        self.count += len(returns)
+        self.returns.extend(returns)
+        self.lengths.extend(lengths)
 
     def figures(self) -> dict[str, float | int | None]:
         """The result's keys about episodes; None before the first one ends."""
@@ -70,6 +68,40 @@ class EpisodeWindow:
             "episode_return_max": max(returns, default=None),
             "episode_length_mean": float(np.mean(lengths)) if lengths else None,
         }
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank's part of an update says for the result."""
+
+    rows: int
+    lags: list[int]
+    returns: list[float]
+    lengths: list[int]
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, tables: Sequence[pa.Table], metrics: dict[str, float], *, version: int) -> Self:
+        """From the rows consumed at `version` and what the update returned."""
+        returns, lengths = (
+            [x for table in tables for x in table.column(name).drop_null().to_pylist()]
+            for name in (c.EPISODE_RETURN, c.EPISODE_LENGTH)
+        )
+        lags = [version - table.column(c.POLICY_VERSION)[0].as_py() for table in tables]
+        return cls(sum(table.num_rows for table in tables), lags, returns, lengths, metrics)
+
+
+def joined(shares: Sequence[Share]) -> Share:
+    """The shares of all ranks as one; metrics are their means."""
+    metrics = {
+        name: float(np.mean([share.metrics[name] for share in shares]))
+        for name in shares[0].metrics
+    }
+    lags, returns, lengths = (
+        [x for share in shares for x in getattr(share, name)]
+        for name in ("lags", "returns", "lengths")
+    )
+    return Share(sum(share.rows for share in shares), lags, returns, lengths, metrics)
 
 
 @dataclass(frozen=True)
@@ -95,12 +127,15 @@ class LearnLoop:
         learner: to update.
         flow: to the rest of the run.
         to_batch: tables of one version → the learner's batch.
-        fragments: how many fragments of this rank make one version.
         ids: fragment ids of this rank for a version, ascending.
         reached: stop criteria.
         window: latest episodes.
         save: writes a checkpoint to a folder.
         started_at: epoch seconds at which the driver's process started.
+        incarnation: how often the run was resumed.
+        time_before_s: seconds that the run took before it was resumed.
+        iteration: versions published, over all resumes.
+        duplicates: fragments that came again and were dropped.
     """
 
     learner: Learner[Any]
@@ -119,13 +154,18 @@ class LearnLoop:
     _clock: float = 0.0
 
     def run(self, fragments: Iterator[pa.Table]) -> None:
-        """Consume `fragments` in the order of their ids; returns when told to stop."""
+        """Consume `fragments` in the order of their ids; returns when told to stop.
+
+        Raises:
+            RuntimeError: the stream ended before that.
+        """
         try:
             self.start()
             for table in fragments:
                 self.feed(table)
         except Stopped:
             return
+        raise RuntimeError(f"the stream of fragments ended at version {self.learner.version}")
 
     def start(self) -> None:
         """Publish the weights that the first fragments act with."""
@@ -159,7 +199,7 @@ class LearnLoop:
 
     def _take(self, table: pa.Table) -> None:
         if table.num_rows == 0:  # what a worker emits when it is told to end
-            return
+            raise Stopped
         fragment = table.column(c.FRAGMENT_ID)[0].as_py()
         if fragment < self.ids(self.learner.version)[0] or fragment in self._pending:
             self.duplicates += 1
@@ -175,15 +215,13 @@ class LearnLoop:
 
     def _iterate(self, tables: list[pa.Table]) -> None:
         before, got = self._clock, time.perf_counter()
-        versions = np.array([t.column(c.POLICY_VERSION)[0].as_py() for t in tables])
-        lag = self.learner.version - versions
-        batch = self.to_batch(tables)
-        metrics = self.learner.update(batch)
-        self.learner.env_steps += batch.rows * self.learner.world.size
+        metrics = self.learner.update(self.to_batch(tables))
+        mine = Share.of(tables, metrics, version=self.learner.version)
+        share = joined(self.learner.world.gather_objects(mine))
+        self.learner.env_steps += share.rows
         self.learner.version += 1
         self.iteration += 1
-        for table in tables:
-            self.window.add(table)
+        self.window.add(share.returns, share.lengths)
         updated = time.perf_counter()
         result: dict[str, Any] = {
             "training_iteration": self.iteration,
@@ -191,14 +229,14 @@ class LearnLoop:
             "grad_steps": self.learner.grad_steps,
             **self.window.figures(),
             "policy_version": self.learner.version,
-            "policy_lag_mean": float(lag.mean()),
-            "policy_lag_max": int(lag.max()),
-            **{f"learner/{name}": value for name, value in metrics.items()},
+            "policy_lag_mean": float(np.mean(share.lags)),
+            "policy_lag_max": max(share.lags),
+            **{f"learner/{name}": value for name, value in share.metrics.items()},
             "time_s": time.time() - self.started_at + self.time_before_s,
             "time/wait_s": got - before,
             "time/update_s": updated - got,
             "time/iteration_s": updated - before,
-            "env_steps_per_s": batch.rows * self.learner.world.size / (updated - before),
+            "env_steps_per_s": share.rows / (updated - before),
             "faults/duplicate_fragments": self.duplicates,
         }
         result["stopped_by"] = self.reached(result)
@@ -236,9 +274,3 @@ class LearnLoop:
             self.flow.replace_weights(self.learner.version, self.learner.weights())
             return None
         raise ValueError(f"unknown command {command.name!r}")
-
-
-def use_threads(num_threads: int) -> None:
-    """Give torch `num_threads` threads, if it is not so already."""
-    if torch.get_num_threads() != num_threads:
-        torch.set_num_threads(num_threads)

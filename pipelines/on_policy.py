@@ -102,6 +102,11 @@ class ActorCriticLearner(Learner[C]):
         skipped = torch.tensor(0.0 if finite else 1.0)
         return {**loss.terms, **loss.metrics, "grad_norm": norm, "skipped": skipped}
 
+    def num_minibatches(self, batch: Batch, *, max_rows: int) -> int:
+        """How many minibatches every rank makes of its rows; at most as many as it has rows."""
+        rows = self.world.gather_objects(batch.rows)
+        return min(-(-max(rows) // max_rows), *rows)
+
     def prepare(self, batch: Batch) -> Batch:
         """Normalise observations with the statistics that acted, then learn the batch's own."""
         modules = self.modules
@@ -146,6 +151,17 @@ class ActorCriticLearner(Learner[C]):
     def set_weights(self, weights: Weights) -> None:
         """See `Learner.set_weights`."""
         tensors = {name: torch.from_numpy(np.array(x)) for name, x in weights.module.items()}
+        own = {name: tensor.shape for name, tensor in self.modules.model.state_dict().items()}
+        given = {name: tensor.shape for name, tensor in tensors.items()}
+        if given != own:  # torch would load what fits, and leave a network of two halves
+            names = sorted({*own, *given})
+            problems = [
+                f"{name}: got {tuple(given[name]) if name in given else 'nothing'}, "
+                f"expected {tuple(own[name]) if name in own else 'nothing'}"
+                for name in names
+                if given.get(name) != own.get(name)
+            ]
+            raise ValueError("the weights are of another architecture: " + "; ".join(problems))
         self.modules.model.load_state_dict(tensors)
         self.world.synchronize(self.modules)
 

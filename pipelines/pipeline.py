@@ -5,15 +5,17 @@ import os
 import shutil
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pipelines.backend import Backend, LocalBackend
-from pipelines.checkpoint import Checkpoint
+from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, TrainingError
+from pipelines.evaluation import EvaluationTask
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
 from pipelines.training import TrainTask, plan_for
@@ -27,7 +29,7 @@ class Pipeline:
 
     Args:
         config: an algorithm's configuration.
-        storage: folder of runs; ~/ray_results when None.
+        storage: folder of runs; when None, that of the run resumed, or ~/ray_results.
         name: of the run; one is made up when None.
         resume: checkpoint to go on from.
         ray_address: of a cluster; None starts a local Ray.
@@ -37,6 +39,8 @@ class Pipeline:
     Raises:
         RunExistsError, StorageError: the run's folder cannot be had.
         UnknownEnvError, SpecError, ColumnError: the configuration does not fit its environment.
+        ConfigError: its processes do not fit the machine or cluster.
+        CheckpointError: `resume` is damaged, or of another policy.
     """
 
     def __init__(
@@ -58,40 +62,54 @@ class Pipeline:
         if checkpoint is not None:
             _check_same_policy(checkpoint, self._plan.policy.to_json())
         going_on = checkpoint is not None and checkpoint.state["run_id"] == self.run_id
-        folder = Path(storage or DEFAULT_STORAGE).expanduser()
-        self.folder = RunFolder(folder, self.run_id, resume=going_on)
-        self.folder.write_start(config.model_dump(mode="json"), self._plan.describe())
         self._iteration = checkpoint.state["loop"]["iteration"] if checkpoint else 0
+        folder = Path(storage or _storage_of(checkpoint) or DEFAULT_STORAGE).expanduser()
+        self.folder = RunFolder(
+            folder, self.run_id, resume_at=self._iteration if going_on else None
+        )
+        self.folder.write_start(config.model_dump(mode="json"), self._plan.describe())
         self._version = checkpoint.state["learner"]["version"] if checkpoint else 0
         incarnation = checkpoint.state["loop"]["incarnation"] + 1 if checkpoint else 0
         task = TrainTask(
             plan=self._plan,
             started_at=started_at,
             train_storage=str(self.folder.path / "ray_train"),
-            resume=None if resume is None else str(Path(resume).expanduser()),
+            resume=None if checkpoint is None else str(checkpoint.path.absolute()),
             incarnation=incarnation,
         )
         self._owns_ray = False
-        self._backend = self._start(task, ray_address=ray_address, debug=debug)
+        try:
+            self._backend = self._start(task, ray_address=ray_address, debug=debug)
+        except BaseException:
+            self._leave_nothing(folder_is_new=not going_on)
+            raise
         self._last: Result | None = None
-        self._streaming = False
-        self._closed = False
+        self._untold: deque[Result] = deque()
+        self._hold: int | None = self._version
+        self._closed = self._failed = False
 
     def _start(self, task: TrainTask, *, ray_address: str | None, debug: bool) -> Backend:
         if debug:
             return LocalBackend(task)
         # Imports ray, ray.data and ray.train, which --debug must do without.
-        from pipelines.ray_backend import RayBackend
+        from pipelines.ray_backend import RayBackend, check_room
         from pipelines.ray_session import start_ray
 
-        self._owns_ray = start_ray(address=ray_address, num_cpus=self._local_cpus())
+        check_room(self.config, ray_address=ray_address)
+        self._owns_ray = start_ray(address=ray_address)
+        check_room(self.config, ray_address=ray_address)
         return RayBackend(task, name=self.run_id, start_version=self._version)
 
-    def _local_cpus(self) -> float:
-        resources, config = self.config.resources, self.config
-        needed = config.rollout.num_workers * resources.rollout_cpus
-        needed += config.learner.num_workers * resources.learner_cpus
-        return max(os.cpu_count() or 1, int(needed + 0.999))
+    def _leave_nothing(self, *, folder_is_new: bool) -> None:
+        """Give back what a run that could not be started holds."""
+        if folder_is_new:
+            self.folder.discard()
+        else:
+            self.folder.close()
+        if self._owns_ray:
+            import ray
+
+            ray.shutdown()
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **options: Any) -> Self:
@@ -99,7 +117,7 @@ class Pipeline:
 
         Args:
             path: the checkpoint's folder.
-            **options: those of `Pipeline`; the name defaults to a new run's.
+            **options: those of `Pipeline`; without a name the same run goes on, in its folder.
         """
         from pipelines import config_class
 
@@ -113,35 +131,110 @@ class Pipeline:
         Raises:
             TrainingError: the run failed.
         """
-        self._backend.allow(self._version + 1)
+        if self._untold:
+            return self._untold.popleft()
+        self._hold = self._backend.allow(self._version + 1)
         return self._next()
 
     def stream(self) -> Iterator[Result]:
         """Iterate until a stop criterion holds; leaving the loop pauses the run.
 
-        With no stop criterion it does not end by itself.
+        Checkpoints and evaluations that the configuration asks for happen on the way, each of
+        exactly the iteration whose result names it. With no stop criterion it does not end by
+        itself.
         """
-        period = self.config.checkpoint.period_iterations
-        if self._last is not None and self._last["stopped_by"] is not None:
-            return
-        self._backend.allow(None)
         try:
-            while True:
-                result = self._next()
-                if period is not None and result["training_iteration"] % period == 0:
-                    result["checkpoint"] = str(self.save())
-                yield result
-                if result["stopped_by"] is not None:
-                    return
+            while self._untold or self._last is None or self._last["stopped_by"] is None:
+                if not self._untold and self._hold == self._version:
+                    self._hold = self._backend.allow(self._next_halt())
+                yield self._untold.popleft() if self._untold else self._next()
         finally:
-            self._backend.allow(self._version)
+            self._pause()
+
+    def untold(self) -> Iterator[Result]:
+        """Pause the run and give what `stream` had not: iterations that ended meanwhile."""
+        self._pause()
+        while self._untold:
+            yield self._untold.popleft()
+
+    def _pause(self) -> None:
+        """Hold the run still, having taken in what it finished meanwhile, for later calls."""
+        if self._closed or self._failed:
+            return
+        self._hold = self._backend.allow(self._version)
+        while self._hold is not None and self._version < self._hold:
+            self._untold.append(self._next())
+
+    def _next_halt(self) -> int | None:
+        """The next version at which the run must hold still for a moment."""
+        evaluation = self.config.evaluation
+        periods = [self.config.checkpoint.period_iterations, evaluation.period_iterations]
+        halts = [self._version + p - self._iteration % p for p in periods if p is not None]
+        return min(halts, default=None)
 
     def _next(self) -> Result:
-        result = Result({"run_id": self.run_id, **self._backend.next_result()})
-        self._version = result["policy_version"]
+        try:
+            result = Result({"run_id": self.run_id, **self._backend.next_result()})
+        except TrainingError:
+            self._failed = True
+            raise
+        self._version, self._iteration = result["policy_version"], result["training_iteration"]
         self._last = result
+        result |= self._evaluations(ended=result["stopped_by"] is not None)
+        period = self.config.checkpoint.period_iterations
+        ended = result["stopped_by"] is not None and self.config.checkpoint.at_end
+        due = ended or (period is not None and self._iteration % period == 0)
+        if due:
+            result["checkpoint"] = str(self.folder.checkpoints / str(self._iteration))
+        # Before the checkpoint: one that is there has every result up to its own in the files.
         self.folder.write_result(result, tensorboard=self.config.reporting.tensorboard)
+        if due:
+            self.save()
         return result
+
+    def _evaluations(self, *, ended: bool) -> dict[str, Any]:
+        """Figures of the evaluation due at this iteration, or of one that ended meanwhile."""
+        config = self.config.evaluation
+        found: dict[str, Any] = {}
+        period = config.period_iterations
+        due = period is not None and self._iteration % period == 0
+        if due and not config.parallel:
+            found = self.evaluate()
+        if config.parallel:
+            done = self._backend.finished_evaluation(wait=due or ended)
+            if due:
+                self._backend.start_evaluation(self._evaluation_task(), version=self._version)
+            if due and ended:
+                done = self._backend.finished_evaluation(wait=True)
+            if done is not None:
+                found = {**done[1].figures(), "policy_version": done[0]}
+        return {f"evaluation/{key}": value for key, value in found.items()}
+
+    def evaluate(self, *, num_episodes: int | None = None, seed: int | None = None) -> Result:
+        """Evaluate the newest version, in a dataflow of its own.
+
+        Args:
+            num_episodes: whole episodes; those of the configuration when None.
+            seed: of environments and sampling; one per version when None.
+        """
+        self._pause()
+        task = self._evaluation_task(num_episodes, seed)
+        evaluation = self._backend.evaluate(task)
+        return Result({**evaluation.figures(), "policy_version": self._version})
+
+    def _evaluation_task(
+        self, episodes: int | None = None, seed: int | None = None
+    ) -> EvaluationTask:
+        config = self.config.evaluation
+        return EvaluationTask(
+            policy=self._plan.policy,
+            env=self._plan.rollout.env,
+            episodes=config.episodes if episodes is None else episodes,
+            # Apart from the training environments' seeds, which come from a SeedSequence.
+            seed=1_000_003 * (self.config.seed + 1) + self._version if seed is None else seed,
+            num_envs=config.num_envs,
+            explore=config.explore,
+        )
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write a checkpoint.
@@ -151,12 +244,16 @@ class Pipeline:
 
         Returns:
             The folder.
+
+        Raises:
+            CheckpointError: `path` exists.
+            StorageError: it cannot be written.
         """
+        self._pause()
         if path is not None:
             folder = Path(path).expanduser()
         else:
-            iteration = self._last["training_iteration"] if self._last else self._iteration
-            folder = self.folder.checkpoints / str(iteration)
+            folder = self.folder.checkpoints / str(self._iteration)
         if folder.exists():
             if path is None:
                 return folder
@@ -170,8 +267,7 @@ class Pipeline:
         keep = self.config.checkpoint.keep
         if keep is None:
             return
-        found = sorted(self.folder.checkpoints.glob("[0-9]*"), key=lambda p: int(p.name))
-        for old in found[:-keep]:
+        for old in numbered(self.folder.checkpoints)[:-keep]:
             shutil.rmtree(old)
 
     def get_policy(self) -> "PipelinePolicy":
@@ -230,6 +326,16 @@ def _made_up_name(config: AlgorithmConfig, checkpoint: Checkpoint | None) -> str
     env = "".join(ch if ch.isalnum() or ch in "-_." else "-" for ch in config.env.id)
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     return f"{config.algo}-{env}-{stamp}-{uuid.uuid4().hex[:6]}"
+
+
+def _storage_of(checkpoint: Checkpoint | None) -> Path | None:
+    """The storage of the run whose checkpoint it is; None where it lies in no run's folder."""
+    if checkpoint is None:
+        return None
+    path = checkpoint.path.absolute()
+    run = path.parent.parent
+    is_run = path.parent.name == "checkpoints" and (run / "params.json").is_file()
+    return run.parent if is_run else None
 
 
 def _check_same_policy(checkpoint: Checkpoint, spec: dict[str, Any]) -> None:

@@ -70,14 +70,17 @@ class PPOLearner(ActorCriticLearner[PPOConfig]):
         """`num_epochs` passes, or fewer when target_kl is passed."""
         config, averages = self.config, Averages()
         prepared = self.prepare(batch).select(("obs", *self.reads))
-        epochs = 0
+        rows, epochs = config.minibatch_rows, 0
+        count = self.num_minibatches(prepared, max_rows=rows)
         for _ in range(config.num_epochs):
-            for minibatch in prepared.minibatches(config.minibatch_rows, generator=self.generator):
-                loss = self.loss(minibatch)
-                averages.add(self.descend(loss))
+            for minibatch in prepared.minibatches(rows, generator=self.generator, min_count=count):
+                averages.add(self.descend(self.loss(minibatch)))
             epochs += 1
-            if config.target_kl is not None and averages.last("approx_kl") > config.target_kl:
-                break
+            if config.target_kl is not None:
+                # Of all ranks: each deciding alone, one would wait for the others' gradients.
+                kl = self.world.gather_objects(averages.last("approx_kl"))
+                if sum(kl) / len(kl) > config.target_kl:
+                    break
         variance = explained_variance(batch.value, batch.value_target)
         return averages.means() | {"epochs": epochs, "explained_variance": float(variance)}
 

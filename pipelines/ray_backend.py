@@ -1,13 +1,20 @@
 """A dataflow on Ray: the coordinator's actor, and the trainer in a thread of the driver."""
 
+import os
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import ray
+import torch
 from ray import cloudpickle
 
-from pipelines.errors import TrainingError
+from pipelines.config import AlgorithmConfig
+from pipelines.errors import TrainingError, cause_of
+from pipelines.evaluation import Evaluation, EvaluationTask
+from pipelines.evaluation_stage import BackgroundEvaluation, evaluate_on_ray
+from pipelines.resource_check import check_resources
 from pipelines.rollout_worker import unpack
 from pipelines.runtime import make_trainer, start_coordinator
 from pipelines.training import TrainTask
@@ -31,6 +38,7 @@ class RayBackend:
             task.plan, name=name, start_version=start_version, incarnation=task.incarnation
         )
         self._trainer = make_trainer(task.plan, self._coordinator, task, name=name)
+        self._evaluation = BackgroundEvaluation()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, name=f"learner-{name}", daemon=True)
         self._thread.start()
@@ -45,13 +53,14 @@ class RayBackend:
         while True:
             ready, _ = ray.wait([call], timeout=_POLL_S)
             if ready:
-                return ray.get(call)
+                return _got(call)
             if not self._thread.is_alive():
                 raise TrainingError(_explain(self._failure)) from self._failure
 
-    def allow(self, version: int | None) -> None:
+    def allow(self, version: int | None) -> int | None:
         """See `Backend.allow`."""
-        ray.get(self._coordinator.allow.remote(version))
+        holds_at: int | None = self._wait(self._coordinator.allow.remote(version))
+        return holds_at
 
     def next_result(self) -> dict[str, Any]:
         """See `Backend.next_result`."""
@@ -64,7 +73,8 @@ class RayBackend:
 
     def command_learner(self, name: str, payload: Any) -> Any:
         """See `Backend.command_learner`."""
-        return _raised(self._wait(self._coordinator.command_learner.remote(name, payload)))
+        packed = cloudpickle.dumps(payload)
+        return _raised(self._wait(self._coordinator.command_learner.remote(name, packed)))
 
     def call_workers(self, fn: Callable[[Any], Any]) -> list[Any]:
         """See `Backend.call_workers`."""
@@ -73,27 +83,59 @@ class RayBackend:
         calls = [self._coordinator.command_worker.remote(w, payload) for w in workers]
         return [_raised(self._wait(call)) for call in calls]
 
+    def evaluate(self, task: EvaluationTask) -> Evaluation:
+        """See `Backend.evaluate`."""
+        workers = self._plan.config.evaluation.num_workers
+        return evaluate_on_ray(task, self.weights(), num_workers=workers)
+
+    def start_evaluation(self, task: EvaluationTask, *, version: int) -> None:
+        """See `Backend.start_evaluation`."""
+        workers = self._plan.config.evaluation.num_workers
+        self._evaluation.start(task, self.weights(), version=version, workers=workers)
+
+    def finished_evaluation(self, *, wait: bool) -> tuple[int, Evaluation] | None:
+        """See `Backend.finished_evaluation`."""
+        return self._evaluation.finished(wait=wait)
+
     def close(self) -> None:
         """See `Backend.close`."""
+        self._evaluation.close()
         if self._thread.is_alive():
             ray.get(self._coordinator.stop.remote())
             self._thread.join(timeout=30)
         ray.kill(self._coordinator)
 
 
+def check_room(config: AlgorithmConfig, *, ray_address: str | None) -> None:
+    """Refuse what Ray would wait for without end; against the machine until Ray has started.
+
+    Raises:
+        ConfigError: with the numbers.
+    """
+    if ray.is_initialized():
+        has = ray.cluster_resources()
+        cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
+        check_resources(config, cpus=cpus, gpus=gpus, custom=has)
+    elif ray_address is None:
+        cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+        check_resources(config, cpus=cpus, gpus=gpus)
+
+
+def _got(call: Any) -> Any:
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayError as error:
+        raise TrainingError(f"the coordinator failed: {cause_of(error)}") from error
+
+
 def _raised(output: Any) -> Any:
+    """A command's output, unpickled; an exception is raised here, where it was asked for."""
+    if isinstance(output, bytes):
+        output = pickle.loads(output)
     if isinstance(output, Exception):
         raise output
     return output
 
 
 def _explain(failure: BaseException | None) -> str:
-    """The innermost cause, which is what the user can act on."""
-    if failure is None:
-        return "the learner ended before the run did"
-    cause: BaseException = failure
-    while True:
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if not isinstance(inner, BaseException) or inner is cause:
-            return f"{type(cause).__name__}: {cause}"
-        cause = inner
+    return "the learner ended before the run did" if failure is None else cause_of(failure)

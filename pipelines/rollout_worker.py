@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray import cloudpickle
 
 from pipelines.coordinator import Blob, Command
 from rl_ops.operators import Operator
@@ -29,6 +30,16 @@ def unpack(blob: Blob) -> Weights:
     return weights
 
 
+def pack_error(error: Exception) -> bytes:
+    """An exception for `ray_backend` to raise; only its words where it cannot be pickled."""
+    try:
+        packed: bytes = cloudpickle.dumps(error)
+        pickle.loads(packed)  # many exceptions can be written and not read
+    except Exception:  # noqa: BLE001 - whatever a pickle may raise
+        return cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[no-any-return]
+    return packed
+
+
 class RolloutWorker:
     """Turns each ticket into the fragment that the coordinator grants for it.
 
@@ -47,6 +58,7 @@ class RolloutWorker:
         context = ray.get_runtime_context()
         seat = ray.get(coordinator.register.remote(context.get_actor_id(), rank))
         self.worker_id: int = seat.worker_id
+        self.incarnation: int = seat.incarnation
         self.rollout = Rollout(spec, worker_id=seat.worker_id, incarnation=seat.incarnation)
         self._empty: pa.Table | None = None
         self._report: dict[str, Any] | None = None
@@ -56,9 +68,7 @@ class RolloutWorker:
         task = ray.get_runtime_context().get_task_id()
         while True:
             claim = ray.get(
-                self._coordinator.claim.remote(
-                    self.worker_id, task, self.rollout.version, self._report
-                )
+                self._coordinator.claim.remote(self.worker_id, self.incarnation, task, self._report)
             )
             self._report = None
             if claim.weights is not None:
@@ -84,8 +94,9 @@ class RolloutWorker:
         return table
 
     def _run(self, command: Command) -> None:
+        # As bytes: the coordinator must not import what the output is made of.
         try:
-            output = pickle.loads(command.payload)(self)
+            output = cloudpickle.dumps(pickle.loads(command.payload)(self))
         except Exception as error:  # noqa: BLE001 - raised again at the caller
-            output = error
+            output = pack_error(error)
         ray.get(self._coordinator.finish.remote(command.id, output))

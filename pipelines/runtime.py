@@ -1,5 +1,6 @@
 """Running a plan on Ray: tickets → rollout actors (Ray Data) → learner (Ray Train)."""
 
+import warnings
 from typing import Any
 
 import pyarrow as pa
@@ -39,9 +40,18 @@ def start_coordinator(plan: Plan, *, name: str, start_version: int, incarnation:
 
 def rollout_dataset(plan: Plan, coordinator: Any, *, rank: int) -> Dataset:
     """The stream of fragments for one learner rank."""
+    with warnings.catch_warnings():
+        # max_restarts has no named parameter yet in Ray 2.60, and is warned about all the same.
+        warnings.filterwarnings("ignore", ".*ray_remote_args.*", DeprecationWarning)
+        return _rollouts(plan, coordinator, rank=rank)
+
+
+def _rollouts(plan: Plan, coordinator: Any, *, rank: int) -> Dataset:
     config = plan.config
     ranks = max(1, config.learner.num_workers)
     resources = config.resources
+    # Ray Data would otherwise restart workers and retry tasks for ever.
+    restarts = config.faults.max_worker_restarts
     return tickets(MAX_TICKETS).map_batches(
         RolloutWorker,
         fn_constructor_args=(coordinator, plan.rollout, plan.dataflow.source.then, rank),
@@ -58,8 +68,9 @@ def rollout_dataset(plan: Plan, coordinator: Any, *, rank: int) -> Dataset:
             max_tasks_in_flight_per_actor=1,
             enable_true_multi_threading=True,
         ),
-        max_restarts=config.faults.max_worker_restarts,
-        max_task_retries=config.faults.max_worker_restarts,
+        resources=resources.rollout_custom or None,
+        max_restarts=restarts,
+        max_task_retries=restarts,
     )
 
 

@@ -126,7 +126,9 @@ class _YamlReader:
         if len(path) > MAX_DEPTH:
             raise TooDeepError(_line(event))
         if isinstance(event, yaml.AliasEvent):
-            self.complain(_line(event), f"alias *{printable(event.anchor or '')}", "write the value out")
+            self.complain(
+                _line(event), f"alias *{printable(event.anchor or '')}", "write the value out"
+            )
             return None
         if event.anchor is not None:
             what = f"anchor &{printable(event.anchor)}"

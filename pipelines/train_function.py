@@ -1,7 +1,10 @@
 """The function Ray Train runs on each learner rank; in local mode, in the driver itself."""
 
+import itertools
+import pickle
+import queue
+import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -9,10 +12,11 @@ import ray
 import ray.train
 import ray.train.torch
 import torch.distributed as dist
+from ray import cloudpickle
 
 from pipelines.coordinator import Command, GoAhead
 from pipelines.ray_session import tune_ray_data
-from pipelines.rollout_worker import pack
+from pipelines.rollout_worker import pack, pack_error
 from pipelines.training import TrainTask, make_loop, pick_device
 from rl_ops.learner import World
 from rl_ops.policy import Weights
@@ -43,7 +47,8 @@ class RayFlow:
         if self._world.size > 1:
             dist.broadcast_object_list(box, src=0)
         assert box[0] is not None
-        return box[0]
+        commands = [c._replace(payload=pickle.loads(c.payload)) for c in box[0].commands]
+        return box[0]._replace(commands=commands)
 
     def replace_weights(self, version: int, weights: Weights) -> None:
         """See `Flow.replace_weights`."""
@@ -53,7 +58,9 @@ class RayFlow:
     def finish(self, command: Command, output: Any) -> None:
         """See `Flow.finish`."""
         if self._world.rank == 0:
-            ray.get(self._coordinator.finish.remote(command.id, output))
+            failed = isinstance(output, Exception)
+            packed = pack_error(output) if failed else cloudpickle.dumps(output)
+            ray.get(self._coordinator.finish.remote(command.id, packed))
 
 
 class FragmentStream:
@@ -63,12 +70,22 @@ class FragmentStream:
         # No prefetch: it waits for a window of rows, which at lag 0 never comes.
         batches = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
         self._tables: Iterator[pa.Table] = iter(batches)
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="first-fragment")
-        self._first: Future[pa.Table] = self._starter.submit(next, self._tables)
+        self._first: queue.Queue[list[pa.Table] | BaseException] = queue.Queue()
+        # A daemon, not a pool's thread, which Python would wait for at its exit: a run that is
+        # never allowed to begin never has a first fragment.
+        threading.Thread(target=self._start, name="first-fragment", daemon=True).start()
+
+    def _start(self) -> None:
+        try:
+            self._first.put(list(itertools.islice(self._tables, 1)))
+        except BaseException as error:  # noqa: BLE001 - raised again in the learner's thread
+            self._first.put(error)
 
     def __iter__(self) -> Iterator[pa.Table]:
-        yield self._first.result()
-        self._starter.shutdown()
+        first = self._first.get()
+        if isinstance(first, BaseException):
+            raise first
+        yield from first
         yield from self._tables
 
 

@@ -12,6 +12,7 @@ import torch
 from pipelines import ALGORITHMS
 from pipelines.checkpoint import Checkpoint, write_checkpoint
 from pipelines.config import AlgorithmConfig
+from pipelines.config_errors import ConfigError, Problem
 from pipelines.dataflow import Plan, make_plan
 from pipelines.errors import CheckpointError
 from pipelines.learn import EpisodeWindow, Flow, LearnLoop, Reached
@@ -58,11 +59,12 @@ def pick_device(plan: Plan) -> torch.device:
     """The learner's device outside a worker group.
 
     Raises:
-        ValueError: cuda is asked for and there is none.
+        ConfigError: cuda is asked for and there is none.
     """
     wanted = plan.config.learner.device
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ValueError("learner.device is cuda, but torch sees no CUDA device; set cpu or auto")
+        what = "got cuda, but torch sees no CUDA device"
+        raise ConfigError(Problem("learner.device", what, "set cpu or auto"))
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(wanted)
@@ -83,7 +85,7 @@ def make_loop(task: TrainTask, flow: Flow, world: World) -> LearnLoop:
         learner=learner,
         flow=flow,
         to_batch=BatchReader(plan, world.device),
-        ids=FragmentIds(plan, world.rank),
+        ids=FragmentIds(plan, rank=world.rank, ranks=world.size),
         reached=Reached(config.stop),
         window=EpisodeWindow(config.reporting.window_episodes),
         save=Saver(plan),
@@ -100,16 +102,16 @@ class FragmentIds:
     """Which fragments a rank consumes for a version: those of its own rollout workers."""
 
     plan: Plan
-    rank: int
+    rank: int = 0
+    ranks: int = 1
 
     def __call__(self, version: int) -> Sequence[int]:
         """Ascending ids."""
         per_version = self.plan.dataflow.fragments_per_version
         workers = self.plan.config.rollout.num_workers
-        ranks = max(1, self.plan.config.learner.num_workers)
         first = version * per_version
         ids = range(first, first + per_version)
-        return [k for k in ids if k % workers % ranks == self.rank]
+        return [k for k in ids if k % workers % self.ranks == self.rank]
 
 
 class BatchReader:
@@ -138,13 +140,15 @@ class Saver:
     plan: Plan
 
     def __call__(self, loop: LearnLoop, folder: str) -> str:
-        """Write everything that going on exactly needs; rank 0 only."""
+        """Write everything that going on exactly needs; all ranks call it, and rank 0 writes."""
         learner = loop.learner
+        generators = learner.world.gather_objects(learner.state()["generator"])
         if learner.world.rank:
             return folder
         weights = learner.weights()
         state = {
             "learner": learner.state(),
+            "generators": generators,
             "loop": loop.state(),
             "policy": self.plan.policy.to_json(),
             "run_id": self.plan.rollout.run_id,
@@ -168,12 +172,19 @@ def restore(loop: LearnLoop, checkpoint: Checkpoint) -> None:
     """Put a loop where the checkpoint's was.
 
     Raises:
-        CheckpointError: the checkpoint is of another architecture; lists the keys that differ.
+        CheckpointError: the checkpoint is of another architecture or optimiser; lists the keys
+            that differ.
     """
     learner: Learner[Any] = loop.learner
+    saved, here = checkpoint.config["optim"]["kind"], learner.config.optim.kind
+    if saved != here:  # adam's and rmsprop's tensors have the same names and shapes
+        raise CheckpointError(f"{checkpoint.path}: optim.kind: checkpoint {saved}, here {here}")
     try:
         learner.modules.load(checkpoint.tensors())
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    learner.load_state(checkpoint.state["learner"])
+    state, generators = checkpoint.state["learner"], checkpoint.state["generators"]
+    if learner.world.rank < len(generators):
+        state = {**state, "generator": generators[learner.world.rank]}
+    learner.load_state(state)
     loop.load_state(checkpoint.state["loop"])

@@ -18,15 +18,24 @@ TensorTree = Any
 
 
 class Batch:
-    """Columns as tensors with the same number of rows, by attribute: `batch.obs`, `batch.logp`."""
+    """Columns as tensors with the same number of rows, by attribute: `batch.obs`, `batch.logp`.
+
+    Raises:
+        ValueError: there are no columns, or their rows differ in number.
+    """
 
     __slots__ = ("_columns", "rows")
 
     def __init__(self, columns: Mapping[str, TensorTree]) -> None:
         self._columns = dict(columns)
-        self.rows = _rows(next(iter(self._columns.values())))
+        rows = {name: _rows(tree) for name, tree in self._columns.items()}
+        if len(set(rows.values())) != 1:
+            raise ValueError(f"a batch needs columns of one number of rows, got {rows}")
+        self.rows = next(iter(rows.values()))
 
     def __getattr__(self, name: str) -> TensorTree:
+        if name.startswith("_"):  # what copy and pickle ask of an object that is not made yet
+            raise AttributeError(name)
         try:
             return self._columns[name]
         except KeyError:
@@ -45,18 +54,30 @@ class Batch:
         """Only the columns named."""
         return Batch({name: getattr(self, name) for name in names})
 
-    def minibatches(self, max_rows: int, *, generator: torch.Generator) -> Iterator["Batch"]:
+    def minibatches(
+        self, max_rows: int, *, generator: torch.Generator, min_count: int = 1
+    ) -> Iterator["Batch"]:
         """All rows once, shuffled, in minibatches of equal size (within one row) ≤ max_rows.
 
         One gather a column and then slices: gathering each minibatch anew costs twice that.
+        At least `min_count` of them: data-parallel ranks, whose rows differ in number, must all
+        take the same number of steps.
         """
-        count = -(-self.rows // max_rows)
+        count = max(-(-self.rows // max_rows), min_count)
         order = torch.randperm(self.rows, generator=generator)
         shuffled = {name: _map(lambda x: x[order], tree) for name, tree in self._columns.items()}
-        bounds = [self.rows * i // count for i in range(count + 1)]
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        for i in range(count):
+            low, high = self.rows * i // count, self.rows * (i + 1) // count
             span = slice(low, high)
-            yield Batch({name: _map(lambda x, s=span: x[s], t) for name, t in shuffled.items()})
+            columns = {name: _map(lambda x, s=span: x[s], t) for name, t in shuffled.items()}
+            yield self._of(columns, high - low)
+
+    @classmethod
+    def _of(cls, columns: dict[str, TensorTree], rows: int) -> "Batch":
+        """Without counting rows again, which would cost a minibatch 3 us."""
+        batch = cls.__new__(cls)
+        batch._columns, batch.rows = columns, rows
+        return batch
 
 
 def to_batch(
@@ -69,10 +90,11 @@ def to_batch(
     """The rows of `tables`, in order, as tensors on `device`.
 
     Args:
-        tables: of one schema.
+        tables: of one schema, at least one.
         codecs: column → codec of its space, or None for a plain number.
         rename: column → name in the batch, where they differ.
-        device: where the tensors go. On the CPU one table's columns are not copied.
+        device: where the tensors go. On the CPU every column is copied once, to memory of the
+            tensors' own.
 
     Raises:
         ColumnError: a column is missing.
@@ -100,8 +122,8 @@ def _decode(column: pa.ChunkedArray, codec: Any) -> Any:
 def _tensor(parts: Sequence[npt.NDArray[Any]], device: torch.device) -> torch.Tensor:
     array = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if not array.flags.writeable:
-        # Shared memory of the object store must not be written; learners never write a column,
-        # but torch cannot express that, so this one copy buys safety.
+        # Arrow's memory, perhaps the object store's, must not be written. Learners never write
+        # a column, but torch cannot express that: one copy buys safety.
         array = array.copy()
     return torch.from_numpy(array).to(device)
 

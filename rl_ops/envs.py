@@ -5,6 +5,7 @@ Legend: N sub-environments.
 
 import importlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from rl_ops.guarded_env import GuardedEnv, GuardPolicy
+from rl_ops.env_step import EnvStep as EnvStep
+from rl_ops.env_step import aborted_episodes, with_final
+from rl_ops.guarded_env import Failures, GuardedEnv, GuardPolicy
+from rl_ops.obs_check import ObsCheck
 
 Array = npt.NDArray[Any]
 Vectorization = Literal["auto", "native", "sync", "async"]
@@ -66,7 +70,8 @@ def make_env(spec: EnvSpec, *, render_mode: str | None = None) -> gym.Env[Any, A
     if spec.max_episode_steps is not None:
         kwargs["max_episode_steps"] = spec.max_episode_steps
     try:
-        return gym.make(spec.id, **kwargs)
+        # Its checker warns, and costs a step 5 %; ours (ObsCheck, Codec.check) refuse.
+        return gym.make(spec.id, disable_env_checker=True, **kwargs)
     except (gym.error.Error, ModuleNotFoundError) as error:
         raise UnknownEnvError(_explain(spec.id, error)) from error
 
@@ -101,7 +106,9 @@ def _explain(env_id: str, error: Exception) -> str:
 
 
 def _has_native(spec: EnvSpec) -> bool:
-    registered = gym.registry.get(spec.id)
+    if _factory(spec.id) is not None:
+        return False
+    registered = gym.registry.get(spec.id.rpartition(":")[2])
     return registered is not None and registered.vector_entry_point is not None
 
 
@@ -123,7 +130,7 @@ def _make_vector(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
         )
 
     def guarded() -> gym.Env[Any, Any]:
-        return GuardedEnv(lambda: make_env(spec), spec.guard)
+        return GuardedEnv(lambda: make_env(spec), spec.guard, name=spec.id)
 
     functions = [guarded] * num_envs
     if mode == "async":
@@ -131,40 +138,20 @@ def _make_vector(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
     return SyncVectorEnv(functions, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-@dataclass(frozen=True)
-class EnvStep:
-    """What one step of all sub-environments gave.
-
-    Attributes:
-        obs: [N] what to act on next; where an episode ended, of the new one or (NEXT_STEP) of
-            the old one, whose next row is then not a transition.
-        reward: [N] float64.
-        terminated, truncated: [N] bool.
-        is_transition: [N] bool; False where the environment spent the step on a reset.
-        is_first: [N] bool; obs is the first of an episode.
-        successor: obs tree [N] whose rows where an episode ended hold its final observation.
-        aborted: {sub-environment: message} of episodes that an exception ended.
-    """
-
-    obs: Any
-    reward: Array
-    terminated: Array
-    truncated: Array
-    is_transition: Array
-    is_first: Array
-    successor: Any
-    aborted: Mapping[int, str]
-
-
 class VectorSlots:
-    """N sub-environments that reset themselves.
+    """N sub-environments that reset themselves, and are built again when they raise.
 
     Args:
         spec: which environment.
         num_envs: N.
+
+    Raises:
+        EnvError: from `reset` and `step`, when the environment failed too often in a row.
+        SpecError: from both, when an observation is not of the space's structure, shape or dtype.
     """
 
     def __init__(self, spec: EnvSpec, num_envs: int) -> None:
+        self.spec = spec
         self.env = _make_vector(spec, num_envs)
         self.num_envs = num_envs
         self.obs_space: gym.Space[Any] = self.env.single_observation_space
@@ -175,73 +162,100 @@ class VectorSlots:
                 f"environment {spec.id!r} resets by {mode}; supported are NEXT_STEP and SAME_STEP"
             )
         self._same_step = mode == AutoresetMode.SAME_STEP
+        # The others' sub-environments are each guarded and checked where they are stepped.
+        self._is_native = not isinstance(self.env, SyncVectorEnv | AsyncVectorEnv)
+        self._failures = Failures(spec.id, spec.guard)
+        self._check = ObsCheck(self.obs_space, name=spec.id, batch=(num_envs,))
         self._ended = np.zeros(num_envs, dtype=bool)
         self._all = np.ones(num_envs, dtype=bool)
+        self._obs: Any = None
 
     def reset(self, seeds: list[int]) -> Any:
         """Start an episode everywhere; sub-environment i with seeds[i].
 
         A native vector environment takes one seed for all: the first.
         """
-        seed: Any = seeds if isinstance(self.env, SyncVectorEnv | AsyncVectorEnv) else seeds[0]
-        obs, _ = self.env.reset(seed=seed)
-        self._ended[:] = False
-        return obs
+        self._ended = np.zeros(self.num_envs, dtype=bool)
+        if self._is_native:
+            self._failures.seed = seeds[0]
+            return self._reset_native(seeds[0], is_broken=False)
+        return self.env.reset(seed=seeds)[0]
 
     def step(self, action: Any) -> EnvStep:
         """Step every sub-environment once."""
-        obs, reward, terminated, truncated, infos = self.env.step(action)
-        was_reset = self._ended
-        ended = terminated | truncated
-        successor = obs
+        try:
+            obs, reward, terminated, truncated, infos = self.env.step(action)
+        except Exception as error:
+            if not self._is_native:
+                raise
+            return self._abort_all(error)
+        was_reset, ended, successor = self._ended, terminated | truncated, obs
+        aborted: Mapping[int, str] = {}
+        if self._is_native:
+            self._check(obs, "step")
+            self._obs = obs
+            if self._failures.in_a_row:
+                self._failures.add_good_step(ended=bool(ended.any()))
+        else:
+            aborted = aborted_episodes(infos)
         if self._same_step:
             is_transition, is_first = self._all, ended
-            if ended.any():
-                successor = _with_final(obs, infos["final_obs"], np.flatnonzero(ended))
+            if np.count_nonzero(ended):
+                final = infos.get("final_obs")
+                successor = with_final(obs, final, np.flatnonzero(ended), env_id=self.spec.id)
         else:
             is_transition, is_first = ~was_reset, was_reset
-            self._ended = ended
+            # What an environment says of the step it spent on a reset is about no transition.
+            reward = np.where(was_reset, 0.0, reward)
+            terminated, truncated = terminated & is_transition, truncated & is_transition
+            self._ended = ended = ended & is_transition
         return EnvStep(
             obs=obs,
             reward=reward,
             terminated=terminated,
             truncated=truncated,
+            ended=ended,
             is_transition=is_transition,
             is_first=is_first,
             successor=successor,
-            aborted=_aborted(infos),
+            aborted=aborted,
         )
 
     def close(self) -> None:
         """Close the environments and their processes."""
         self.env.close()
 
+    def _abort_all(self, error: Exception) -> EnvStep:
+        """What `GuardedEnv` does, for a native environment, all of whose episodes end at once."""
+        text = self._failures.add("step", error)
+        is_transition, last_obs = ~self._ended, self._obs
+        self._ended = np.zeros(self.num_envs, dtype=bool)
+        return EnvStep(
+            obs=self._reset_native(None, is_broken=True),
+            reward=np.zeros(self.num_envs),
+            terminated=np.zeros(self.num_envs, dtype=bool),
+            truncated=is_transition,
+            ended=is_transition,
+            is_transition=is_transition,
+            is_first=self._all,
+            successor=last_obs,
+            aborted=dict.fromkeys(np.flatnonzero(is_transition).tolist(), text),
+        )
 
-def _with_final(obs: Any, final: Any, ended: Array) -> Any:
-    """`obs` with the rows `ended` replaced by the final observations (an object array of them)."""
-    if isinstance(obs, dict):
-        parts = {key: [final[i][key] for i in ended] for key in obs}
-        return {key: _replaced(obs[key], ended, parts[key]) for key in obs}
-    if isinstance(obs, tuple):
-        columns = zip(*(final[i] for i in ended), strict=True)
-        return tuple(_replaced(o, ended, list(c)) for o, c in zip(obs, columns, strict=True))
-    return _replaced(obs, ended, [final[i] for i in ended])
-
-
-def _replaced(leaf: Any, rows: Array, values: list[Any]) -> Any:
-    if isinstance(leaf, dict | tuple):
-        final = dict(zip(rows.tolist(), values, strict=True))
-        return _with_final(leaf, final, rows)
-    result = leaf.copy()
-    result[rows] = np.stack(values)
-    return result
-
-
-def _aborted(infos: Mapping[str, Any]) -> Mapping[int, str]:
-    """Messages of episodes that `GuardedEnv` ended, from wherever autoreset put their info."""
-    found: dict[int, str] = {}
-    for source in (infos, infos.get("final_info", {})):
-        messages = source.get("aborted")
-        if messages is not None:
-            found.update({i: str(m) for i, m in enumerate(messages) if m})
-    return found
+    def _reset_native(self, seed: int | None, *, is_broken: bool) -> Any:
+        while True:
+            try:
+                if is_broken:
+                    with suppress(Exception):  # it failed already; what it holds should still go
+                        self.env.close()
+                    self.env = _make_vector(self.spec, self.num_envs)
+                    seed = self._failures.next_seed() if seed is None else seed
+                obs = self.env.reset(seed=seed)[0]
+            except Exception as error:  # noqa: BLE001 - an env may raise anything; `add` decides
+                is_broken = True
+                self._failures.add("reset", error)
+                self._failures.wait()
+            else:
+                self._check(obs, "reset")
+                self._obs = obs
+                return obs

@@ -6,7 +6,8 @@ A small MLP in numpy needs no torch: a rollout worker starts 1.3 CPU-seconds ear
 32 rows costs 11 us instead of 36 (measured; docs/decisions.md). All other kinds run in torch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,15 +44,36 @@ def inference_for(spec: ModelSpec) -> Inference:
     return TorchInference(spec)
 
 
-def _relu(x: Array, out: Array) -> Array:
-    return np.maximum(x, 0, out=out)
+def _relu(x: Array, out: Array) -> None:
+    np.maximum(x, 0, out=out)
 
 
-def _silu(x: Array, out: Array) -> Array:
-    return np.divide(x, 1 + np.exp(-x), out=out)
+def _silu(x: Array, out: Array) -> None:
+    # Below -80 the result is 0 to float32, and exp would overflow.
+    np.divide(x, 1 + np.exp(-np.maximum(x, -80)), out=out)
 
 
-_ACTIVATIONS: dict[str, Callable[..., Array]] = {"tanh": np.tanh, "relu": _relu, "silu": _silu}
+_ACTIVATIONS: dict[str, Callable[..., object]] = {"tanh": np.tanh, "relu": _relu, "silu": _silu}
+
+
+def mlp_names(spec: ModelSpec) -> list[str]:
+    """The names of an MLP's parameters."""
+    names = [f"{kind}_{i}" for i in range(len(spec.hidden)) for kind in ("weight", "bias")]
+    names += [f"{head}_head.{kind}" for head in ("actor", "critic") for kind in ("weight", "bias")]
+    return names + ["free_params"] * bool(spec.free_params)
+
+
+def check_names(weights: Weights, names: Collection[str]) -> None:
+    """Refuse weights of another model.
+
+    Raises:
+        ValueError: names are missing or too many; the message lists them.
+    """
+    if weights.keys() != set(names):
+        missing, unexpected = set(names) - weights.keys(), weights.keys() - set(names)
+        raise ValueError(
+            f"weights of another model: missing {sorted(missing)}, unexpected {sorted(unexpected)}"
+        )
 
 
 class MLPInference:
@@ -63,9 +85,11 @@ class MLPInference:
         self._activation = _ACTIVATIONS[spec.activation]
         self._towers: list[list[tuple[Array, Array]]] = []
         self._free = np.asarray(spec.free_params, dtype=np.intp)
+        self._obs_size = prod(spec.obs_shape)
 
     def load(self, weights: Weights) -> None:
         """Take the arrays of a state dict; see `Inference.load`."""
+        check_names(weights, mlp_names(self.spec))
         layers = range(len(self.spec.hidden))
         self._towers = [
             [(weights[f"weight_{i}"][k], weights[f"bias_{i}"][k, 0]) for i in layers]
@@ -93,10 +117,11 @@ class MLPInference:
 
     def _head_value(self, hidden: Array) -> Array:
         weight, bias = self._critic
-        return (hidden @ weight)[:, 0] + bias[0]
+        value: Array = (hidden @ weight)[:, 0] + bias[0]
+        return value
 
     def _trunk(self, obs: Array, tower: int) -> Array:
-        x = np.asarray(obs, dtype=np.float32).reshape(len(obs), -1)
+        x = np.asarray(obs, dtype=np.float32).reshape(len(obs), self._obs_size)
         if self.spec.obs_scale != 1.0:
             x = x * np.float32(self.spec.obs_scale)
         for weight, bias in self._towers[tower]:

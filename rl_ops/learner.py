@@ -20,6 +20,7 @@ from rl_ops.optim import FlatOptimizer
 from rl_ops.policy import PolicySpec, Weights
 
 C = TypeVar("C")
+T = TypeVar("T")
 Metrics = dict[str, float]
 
 
@@ -46,15 +47,28 @@ class World:
         """The tensors of all ranks, by rank; shapes must agree."""
         if self.size == 1:
             return [values]
+        values = values.contiguous().to(self.device)  # nccl takes nothing else
         parts = [torch.empty_like(values) for _ in range(self.size)]
-        dist.all_gather(parts, values.contiguous())
+        dist.all_gather(parts, values)
+        return [part.cpu() for part in parts]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Small picklable values of all ranks, by rank."""
+        if self.size == 1:
+            return [value]
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, value)
         return parts
 
     def synchronize(self, modules: "Modules") -> None:
-        """Give every rank rank 0's weights, in place."""
+        """Give every rank rank 0's nets and statistics; optimisers stay."""
         if self.size > 1:
-            for tensor in modules.state()["modules"].values():
-                dist.broadcast(tensor, src=0)
+            state = modules.state()
+            for tensor in state["modules"].values():
+                sent = tensor.to(self.device)
+                dist.broadcast(sent, src=0)
+                tensor.copy_(sent)
+            modules.load(state)  # statistics came as copies
 
 
 @dataclass
@@ -65,7 +79,10 @@ class Modules:
     """
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """{"modules" | "optimizers": {"field.name": tensor}}, sharing memory with the fields."""
+        """{"modules" | "optimizers": {"field.name": tensor}}.
+
+        Nets and optimisers share memory with theirs; of statistics they are copies.
+        """
         groups: dict[str, dict[str, torch.Tensor]] = {"modules": {}, "optimizers": {}}
         for f in dataclasses.fields(self):
             group, tensors = _tensors(f.name, getattr(self, f.name))
@@ -76,10 +93,10 @@ class Modules:
         """The inverse of `state`.
 
         Raises:
-            ValueError: keys or shapes differ; the message lists them.
+            ValueError: keys or shapes differ; the message lists them, and nothing was loaded.
         """
-        own = self.state()
-        _check_keys(own["modules"], state["modules"])
+        own = {k: v for group in self.state().values() for k, v in group.items()}
+        _check_keys(own, {k: v for group in state.values() for k, v in group.items()})
         for f in dataclasses.fields(self):
             value, prefix = getattr(self, f.name), f"{f.name}."
             group = _tensors(f.name, value)[0]

@@ -1,4 +1,4 @@
-"""What a network looks like, as data: built into torch by the learner, into numpy where it only acts."""
+"""What a network looks like, as data: the learner builds it in torch, who only acts in numpy."""
 
 import dataclasses
 from dataclasses import dataclass

@@ -6,6 +6,7 @@ Legend: B rows, P distribution parameters, D features, K towers (actor, critic).
 import importlib
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,6 @@ class _NumpyTanh(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         (y,) = ctx.saved_tensors
         result: torch.Tensor = torch.ops.aten.tanh_backward(grad, y)
@@ -71,7 +71,7 @@ class _NumpyTanh(torch.autograd.Function):
 
 
 def tanh(x: torch.Tensor) -> torch.Tensor:
-    """tanh, by the fastest kernel for where `x` lies; once differentiable on the CPU."""
+    """tanh, by the fastest kernel for where `x` lies."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return torch.tanh(x)
     return _NumpyTanh.apply(x)  # type: ignore[no-any-return, no-untyped-call]
@@ -122,7 +122,7 @@ class MLPActorCritic(_FreeParams):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         self._activation = ACTIVATIONS[spec.activation]
-        width = math.prod(spec.obs_shape)
+        self._obs_size = width = math.prod(spec.obs_shape)
         for i, size in enumerate(spec.hidden):
             weight = torch.empty(spec.num_towers, width, size)
             for tower in weight:
@@ -135,7 +135,7 @@ class MLPActorCritic(_FreeParams):
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Obs [B, *shape] → params [B, P], value [B]."""
-        x = obs.float().reshape(len(obs), -1)
+        x = obs.float().reshape(len(obs), self._obs_size)
         if self.spec.obs_scale != 1.0:
             x = x * self.spec.obs_scale
         x = x.expand(self.spec.num_towers, -1, -1)
@@ -168,9 +168,7 @@ class CNNActorCritic(_FreeParams):
             channels = out
         self.conv = nn.ModuleList(layers)
         sizes = [channels * height * width, *spec.hidden]
-        self.linear = nn.ModuleList(
-            nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         for layer in [*self.conv, *self.linear]:
             nn.init.orthogonal_(layer.weight, math.sqrt(2))
             nn.init.zeros_(layer.bias)

@@ -32,18 +32,25 @@ def fold_columns(columns: Sequence[str], operators: Iterable[Operator]) -> tuple
     """The columns after all `operators`, or the first that cannot run.
 
     Raises:
-        ColumnError: names the operator, the column it misses and what there is.
+        ColumnError: an operator misses a column, or adds one that is there already; names
+            both, and what there is.
     """
     present, previous = list(columns), "the rollout"
     for operator in operators:
-        name = type(operator).__name__
+        name = getattr(operator, "name", type(operator).__name__)
         for column in operator.reads:
             if column not in present:
                 raise ColumnError(
                     f"{name} reads {column!r}; the stream after {previous} has "
                     f"{', '.join(sorted(present))}. Put an operator that adds it before {name}"
                 )
-        present += [column for column in operator.adds if column not in present]
+        for column in operator.adds:
+            if column in present:
+                raise ColumnError(
+                    f"{name} adds {column!r}, which the stream after {previous} has already: "
+                    f"{', '.join(sorted(present))}. Leave one of the two out"
+                )
+        present += operator.adds
         previous = name
     return tuple(present)
 

@@ -1,4 +1,4 @@
-"""Optimisers over one flat buffer: a step is a handful of kernels, however many layers there are."""
+"""Optimisers over one flat buffer: a step is a handful of kernels for any number of layers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +40,8 @@ class FlatOptimizer:
     ) -> None:
         self.spec = spec
         self._reduce = reduce_gradient
-        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        trainable = (p for m in modules for p in m.parameters() if p.requires_grad)
+        parameters = list(dict.fromkeys(trainable))  # modules may share some
         if not parameters:
             raise ValueError("FlatOptimizer: the modules have no trainable parameters")
         self._flatten(parameters)
@@ -85,26 +86,23 @@ class FlatOptimizer:
 
     @torch.no_grad()
     def _apply(self, lr: float) -> None:
-        spec = self.spec
-        decay = {"lr": lr, "weight_decay": spec.weight_decay, "maximize": False}
-        tensors = [self.flat], [self.grad]
+        spec, (params, grads) = self.spec, ([self.flat], [self.grad])
+        options: dict[str, Any] = {"lr": lr, "weight_decay": spec.weight_decay, "maximize": False}
         if spec.kind in ("adam", "adamw"):
-            beta1, beta2 = spec.betas
-            rule = adam if spec.kind == "adam" else adamw
             mean, square = self._slots
-            moments = ([mean], [square], [], [self._step])
-            options: dict[str, Any] = {"beta1": beta1, "beta2": beta2, "eps": spec.eps}
-            rule(*tensors, *moments, foreach=False, fused=True, amsgrad=False, **options, **decay)
+            options |= {"beta1": spec.betas[0], "beta2": spec.betas[1], "eps": spec.eps}
+            options |= {"foreach": False, "fused": True, "amsgrad": False}
+            rule = adam if spec.kind == "adam" else adamw
+            rule(params, grads, [mean], [square], [], [self._step], **options)
         elif spec.kind == "rmsprop":
             square, momentum = self._slots
-            state = ([square], [], [momentum], [self._step])
-            options = {"alpha": spec.alpha, "eps": spec.eps, "momentum": spec.momentum}
-            rmsprop(*tensors, *state, foreach=False, centered=False, **options, **decay)
+            options |= {"alpha": spec.alpha, "eps": spec.eps, "momentum": spec.momentum}
+            options |= {"foreach": False, "centered": False}
+            rmsprop(params, grads, [square], [], [momentum], [self._step], **options)
         else:
-            options = {"momentum": spec.momentum, "dampening": 0.0, "nesterov": False}
+            options |= {"momentum": spec.momentum, "dampening": 0.0, "nesterov": False}
             # An empty slot would mean "first step" to sgd(); zeros give the same first step.
-            buffers: list[Any] = [self._slots[0]]
-            sgd(*tensors, buffers, foreach=False, fused=False, **options, **decay)
+            sgd(params, grads, [self._slots[0]], **options, foreach=False, fused=False)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything a bit-equal next step needs, by name."""

@@ -19,6 +19,7 @@ from rl_ops.inference import inference_for
 from rl_ops.model_spec import ModelSpec
 from rl_ops.moments import normalize
 from rl_ops.spaces import space_from_json, space_to_json
+from rl_ops.tree import brief, tree_leaves, tree_map, tree_map_spaces, zip_spaces
 
 Array = npt.NDArray[Any]
 
@@ -97,10 +98,17 @@ class PolicySpec:
 
 @dataclass
 class PolicyState:
-    """What a policy carries from step to step: the connectors' state, and its own noise."""
+    """What a policy carries from step to step; each step writes to it.
+
+    Attributes:
+        connectors: the connectors' state.
+        rng: of its own noise.
+        is_new: nothing was acted on yet, so the next observations are their episodes' first.
+    """
 
     connectors: Any
     rng: np.random.Generator = field(repr=False)
+    is_new: bool = True
 
 
 class Policy:
@@ -186,7 +194,8 @@ class Policy:
 
         Args:
             obs: of `obs_space`, or the same with a leading batch dimension.
-            state: what the previous call returned; None at an episode's start.
+            state: what the previous call returned; None at an episode's start, or what
+                `start` gives, whose seed makes exploring repeatable.
             explore: sample, instead of taking the distribution's mode.
 
         Returns:
@@ -196,11 +205,11 @@ class Policy:
         Raises:
             SpecError: the observation fits neither the space nor a batch of it.
         """
-        single = self._is_single(obs)
-        batch = _add_axis(obs) if single else obs
+        single = self._leaf_axes(obs) == 0
+        batch = self._batch(obs, add_axis=single)
         rows = _num_rows(batch)
-        is_first = np.full(rows, state is None)
         state = self.start(rows) if state is None else state
+        is_first, state.is_new = np.full(rows, state.is_new), False
         module_obs = self.spec.obs_connectors.step(batch, is_first, state.connectors)
         params, value = self.forward(module_obs)
         if explore:
@@ -222,40 +231,43 @@ class Policy:
         connectors = self.spec.obs_connectors
         return connectors.step(obs, np.ones(rows, dtype=bool), connectors.start(rows))
 
-    def _is_single(self, obs: Any) -> bool:
-        space, leaf = self.spec.obs_space, obs
-        while isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
-            key = next(iter(space.spaces)) if isinstance(space, gym.spaces.Dict) else 0
-            try:
-                space, leaf = space[key], leaf[key]
-            except (KeyError, IndexError, TypeError) as error:
-                raise SpecError(f"observation {type(obs).__name__} does not fit {space}") from error
-        extra = np.ndim(leaf) - len(space.shape or ())
-        if extra not in (0, 1) or np.shape(leaf)[extra:] != space.shape:
+    def _leaf_axes(self, obs: Any) -> int:
+        """How many batch axes, 0 or 1, the leaves of `obs` have in front."""
+        space = self.spec.obs_space
+        try:
+            leaves = list(zip_spaces(space, obs))
+            axes = {np.ndim(leaf) - len(child.shape) for child, leaf in leaves}
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SpecError(
-                f"observation of shape {np.shape(leaf)}; expected {space.shape}, or a batch "
-                f"(rows, {', '.join(map(str, space.shape or ()))}) of {space}"
-            )
-        return extra == 0
+                f"observation {type(obs).__name__} does not fit {brief(space)}"
+            ) from error
+        for child, leaf in leaves:
+            count = np.ndim(leaf) - len(child.shape)
+            if axes not in ({0}, {1}) or np.shape(leaf)[count:] != child.shape:
+                raise SpecError(
+                    f"observation of shape {np.shape(leaf)}; expected {child.shape}, or a batch "
+                    f"({', '.join(map(str, ('rows', *child.shape)))}) of {brief(child)}"
+                )
+        return axes.pop()
 
+    def _batch(self, obs: Any, *, add_axis: bool) -> Any:
+        """Arrays [B, ...] of the space's dtypes, as rollouts have them."""
 
-def _add_axis(tree: Any) -> Any:
-    if isinstance(tree, dict | tuple):
-        return _each(_add_axis, tree)
-    return np.asarray(tree)[None]
+        def cast(space: gym.Space[Any], leaf: Any) -> Array:
+            array = np.asarray(leaf)
+            batch = array.astype(space.dtype, copy=False)
+            if not np.can_cast(array.dtype, batch.dtype, "same_kind") and (batch != array).any():
+                raise SpecError(
+                    f"observation of dtype {array.dtype} holds what {brief(space)} cannot"
+                )
+            return batch[None] if add_axis else batch
+
+        return tree_map_spaces(cast, self.spec.obs_space, obs)
 
 
 def _first(tree: Any) -> Any:
-    return _each(_first, tree) if isinstance(tree, dict | tuple) else tree[0]
-
-
-def _each(fn: Any, tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: fn(value) for key, value in tree.items()}
-    return tuple(fn(value) for value in tree)
+    return tree_map(lambda leaf: leaf[0], tree)
 
 
 def _num_rows(tree: Any) -> int:
-    while isinstance(tree, dict | tuple):
-        tree = next(iter(tree.values())) if isinstance(tree, dict) else tree[0]
-    return len(tree)
+    return len(next(tree_leaves(tree)))

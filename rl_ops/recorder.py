@@ -38,6 +38,7 @@ class Recorder:
         self.value = np.zeros((n, t), np.float32)
         self.reward, self.returns, self.running = (np.empty((n, t)) for _ in range(3))
         self.terminated, self.truncated, self.valid = (np.empty((n, t), bool) for _ in range(3))
+        self.aborted = np.zeros((n, t), bool)
         self.t = np.empty((n, t), np.int32)
         self.episode = np.empty((n, t), np.int64)
         self._final_rows: list[Array] = []
@@ -62,12 +63,12 @@ class Recorder:
         self.valid[:, i] = step.is_transition
         self.returns[:, i] = self.rollout.returns
         self.running[:, i] = self.rollout.running
-        ended = step.terminated | step.truncated
-        at_cut = i == self.steps - 1
-        wanted = (ended | at_cut) if self.keep_final else (step.truncated | at_cut)
-        if not self.keep_final:
+        for env in step.aborted:
+            self.aborted[env, i] = True
+        wanted = step.is_transition if i == self.steps - 1 else step.ended
+        if not self.keep_final:  # V(final_obs) of a terminated row is 0, whatever it is
             wanted = wanted & ~step.terminated
-        rows = np.flatnonzero(wanted & step.is_transition)
+        rows = wanted.nonzero()[0]
         if rows.size:
             self._final_rows.append(rows * self.steps + i)
             self._final_obs.append(self.rollout.peek(step.successor, rows))
@@ -85,7 +86,6 @@ class Recorder:
     def table(self, fragment_id: int) -> pa.Table:
         """The rows recorded, without steps that were no transitions."""
         spec, rollout = self.rollout.spec, self.rollout
-        final_value = self._values()
         is_last = self.terminated | self.truncated
         is_last[:, -1] = True
         scalars = {
@@ -93,22 +93,24 @@ class Recorder:
             c.TERMINATED: self.terminated,
             c.TRUNCATED: self.truncated,
             c.IS_LAST: is_last,
-            c.VALUE: self.value,
+            c.ABORTED: self.aborted,
             c.T: self.t,
             c.RUNNING_RETURN: self.running,
         }
         columns: dict[str, Any] = {name: x.reshape(-1) for name, x in scalars.items()}
-        columns |= {c.ACTION: self.action, c.FINAL_VALUE: final_value, spec.obs_column: self.obs}
+        columns |= {c.ACTION: self.action, spec.obs_column: self.obs}
         columns[c.ENV_ID] = np.repeat(rollout.env_ids, self.steps)
         if self.keep_raw:
             columns[c.OBS] = self.raw
         flat = {name: tree_map(self._rows, tree) for name, tree in columns.items()}
+        self._check(flat)
+        flat[c.FINAL_VALUE] = self._rows(self._values())
+        flat[c.VALUE] = self._rows(self.value.reshape(-1))
         params = self._rows(self.params.reshape(-1, self.params.shape[-1]))
         flat[c.LOGP] = rollout.policy.distribution.logp(params, flat[c.ACTION])
         if spec.normalize_reward:
             scale = rollout.policy.get_weights().reward_std or 1.0
             flat[c.SCALED_REWARD] = np.clip(flat[c.REWARD] / scale, -REWARD_CLIP, REWARD_CLIP)
-        self._check(flat)
         arrays = self._encode(flat) | self._episode_columns(flat) | self._constants(fragment_id)
         return pa.table({name: arrays[name] for name in spec.adds})
 
@@ -137,10 +139,18 @@ class Recorder:
         return final_value
 
     def _check(self, flat: dict[str, Any]) -> None:
+        """Refuse what would poison training; final observations do by V of them in targets."""
         rollout, spec = self.rollout, self.rollout.spec
+        where = f"{spec.env.id}.step (seed {spec.seed}): "
         if self.keep_raw:
-            rollout.obs_codec.check(flat[c.OBS], where=f"{spec.env.id}.step: obs")
-        rollout.model_codec.check(flat[spec.obs_column], where=f"{spec.env.id}.step: obs")
+            rollout.obs_codec.check(flat[c.OBS], where=where + "obs")
+        rollout.model_codec.check(flat[spec.obs_column], where=where + "obs")
+        for codec, finals in (
+            (rollout.model_codec, self._final_obs),
+            (rollout.obs_codec, self._final_raw),
+        ):
+            if finals:
+                codec.check(tree_concat(finals), where=where + "final obs")
         if not np.isfinite(flat[c.REWARD]).all():
             rollout.fail_on_reward(flat)
 
@@ -174,13 +184,13 @@ class Recorder:
         first = np.ones(len(episode), dtype=bool)
         first[1:] = (env[1:] != env[:-1]) | (episode[1:] != episode[:-1])
         codes = np.cumsum(first, dtype=np.int32) - 1
-        names = rollout.episode_names(env[first], episode[first])
-        ended = flat[c.TERMINATED] | flat[c.TRUNCATED]
+        names = pa.array(rollout.episode_names(env[first], episode[first]), pa.string())
+        is_whole = (flat[c.TERMINATED] | flat[c.TRUNCATED]) & ~flat[c.ABORTED]
         returns = self._rows(self.returns.reshape(-1))
         return {
-            c.EPISODE_ID: pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(names)),
-            c.EPISODE_RETURN: pa.array(returns, mask=~ended),
-            c.EPISODE_LENGTH: pa.array(flat[c.T] + 1, mask=~ended),
+            c.EPISODE_ID: pa.DictionaryArray.from_arrays(pa.array(codes), names),
+            c.EPISODE_RETURN: pa.array(returns, mask=~is_whole),
+            c.EPISODE_LENGTH: pa.array(flat[c.T] + 1, mask=~is_whole),
         }
 
     def _constants(self, fragment_id: int) -> dict[str, pa.Array]:

@@ -77,7 +77,7 @@ class RolloutSpec:
     def adds(self) -> tuple[str, ...]:
         """The columns of an emitted table, in order."""
         columns = [self.obs_column, c.ACTION, c.REWARD, c.TERMINATED, c.TRUNCATED, c.IS_LAST]
-        columns += [c.LOGP, c.VALUE, c.FINAL_VALUE, c.EPISODE_ID, c.T, c.ENV_ID]
+        columns += [c.ABORTED, c.LOGP, c.VALUE, c.FINAL_VALUE, c.EPISODE_ID, c.T, c.ENV_ID]
         columns += [c.EPISODE_RETURN, c.EPISODE_LENGTH]
         columns += [c.FRAGMENT_ID, c.POLICY_VERSION, c.WORKER_ID]
         if self.normalize_reward:
@@ -161,17 +161,24 @@ class Rollout:
         Raises:
             SpecError: the environment broke its space, or gave NaN or Inf.
             EnvError: an environment failed too often.
+            ValueError: `load` was never called.
         """
+        self.policy.get_weights()  # raises while there are none
         start = time.perf_counter()
+        table = self._record(fragment_id)
+        while table.num_rows == 0:  # resets alone; without a row there is no fragment_id either
+            table = self._record(fragment_id)
+        self.counters.env_steps += table.num_rows
+        self.counters.rollout_s += time.perf_counter() - start
+        return table
+
+    def _record(self, fragment_id: int) -> pa.Table:
         recorder = Recorder(self)
         draw = self.policy.distribution.noise
         noise = np.stack([draw(rng, self.spec.fragment_steps) for rng in self._rngs], axis=1)
         for i in range(self.spec.fragment_steps):
             self._step(recorder, i, noise[i])
-        table = recorder.table(fragment_id)
-        self.counters.env_steps += table.num_rows
-        self.counters.rollout_s += time.perf_counter() - start
-        return table
+        return recorder.table(fragment_id)
 
     def _step(self, recorder: Recorder, i: int, noise: Array) -> None:
         policy, spec = self.policy, self.spec.policy
@@ -199,8 +206,8 @@ class Rollout:
         if step.aborted:
             self.counters.aborted_episodes += len(step.aborted)
             self.counters.last_error = next(iter(step.aborted.values()))
-        ended = step.terminated | step.truncated
-        if ended.any():
+        ended = step.ended
+        if np.count_nonzero(ended):  # a fifth of the price of any()
             self.counters.episodes += int(ended.sum())
             self.t[ended] = 0
             self.episode[ended] += 1

@@ -7,7 +7,7 @@ Schedule = float | tuple[tuple[int, float], ...]
 
 
 def value_at(schedule: Schedule, env_steps: int) -> float:
-    """The schedule's value after `env_steps`; constant before the first and after the last point."""
+    """The schedule's value after `env_steps`; constant outside its first and last point."""
     if not isinstance(schedule, Sequence):
         return schedule
     before = schedule[0]

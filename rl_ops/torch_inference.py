@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rl_ops.inference import Weights
+from rl_ops.inference import Weights, check_names
 from rl_ops.model_spec import ModelSpec
 from rl_ops.models import build_model
 
@@ -22,27 +22,30 @@ class TorchInference:
     computes_value = True
 
     def __init__(self, spec: ModelSpec, *, device: str = "cpu") -> None:
+        self.spec = spec
         self.device = torch.device(device)
         self.module = build_model(spec).to(self.device).eval()
 
     def load(self, weights: Weights) -> None:
         """Copy `weights` into the module; see `Inference.load`."""
-        own = self.module.state_dict()
-        with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(torch.from_numpy(np.array(weights[name])))
+        check_names(weights, self.module.state_dict().keys())
+        self.module.load_state_dict({k: torch.from_numpy(np.array(x)) for k, x in weights.items()})
 
-    def forward(self, obs: Array) -> tuple[Array, Array | None]:
+    def forward(self, obs: Array) -> tuple[Array, Array]:
         """See `Inference.forward`."""
         with torch.inference_mode():
             params, value = self.module(self._tensor(obs))
+        expected = (len(obs), self.spec.param_size), (len(obs),)
+        if (params.shape, value.shape) != expected:
+            raise ValueError(
+                f"the model gave params {tuple(params.shape)} and value {tuple(value.shape)}; "
+                f"expected {expected[0]} and {expected[1]}"
+            )
         return params.cpu().numpy(), value.cpu().numpy()
 
     def value(self, obs: Array) -> Array:
         """See `Inference.value`."""
-        with torch.inference_mode():
-            value: Array = self.module(self._tensor(obs))[1].cpu().numpy()
-        return value
+        return self.forward(obs)[1]
 
     def _tensor(self, obs: Array) -> torch.Tensor:
         return torch.from_numpy(np.require(obs, requirements=["C", "W"])).to(self.device)

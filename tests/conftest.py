@@ -17,6 +17,6 @@ def ray_session() -> Iterator[None]:
 
     from pipelines.ray_session import start_ray
 
-    start_ray(num_cpus=6)
+    start_ray()
     yield
     ray.shutdown()

@@ -175,6 +175,7 @@ def test_verdicts_compare_with_the_best_peer_and_say_what_is_missed():
     report = plain_report(rows, list(found.values()), records)
     assert "MISSED" in report
     assert "0.10 (0.10–0.10)" in report
+    assert rows[0].steps_to_return == Spread(1000, 1000, 1000, 1)
 
 
 def test_verdicts_without_ours_are_not_measured_and_nothing_breaks():
@@ -207,6 +208,12 @@ def test_a_date_with_a_dot_in_the_out_path_is_kept(tmp_path):
 def test_an_unknown_contestant_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="there are ours, sb3"):
         ppo.select("ours,sb4")
+
+
+def test_an_unknown_measure_is_refused():
+    assert ppo.measures("steady, time") == ["steady", "time"]
+    with pytest.raises(ValueError, match="steady, time or both"):
+        ppo.measures("tme")
 
 
 def test_our_command_carries_the_matched_settings_and_later_overrides_win(tmp_path):

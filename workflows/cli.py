@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
         """See click; whatever is raised leaves with a message and one of the documented codes."""
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort):
+        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
         except BaseException as error:
             raise exit_for(error, traceback_wanted=ctx.meta.get("verbosity", 0) >= 2) from error

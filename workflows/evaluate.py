@@ -54,13 +54,13 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
     env = saved_env(checkpoint.config)
     policy = Policy(checkpoint.policy, checkpoint.weights())
     options = {name: given[name] for name in ("episodes", "seed", "explore")}
-    with stdout_alone() as out:
+    with stdout_alone():
         videos = _record(policy, env, given["video_dir"], **options)
         found = evaluate_policy(policy, env, num_envs=given["num_envs"], **options)
     if given["as_json"]:
         figures = {**found.figures(), "returns": found.returns, "lengths": found.lengths}
         record = {"checkpoint": str(located.path), "env": env.id, **figures, "videos": videos}
-        out.write(json_line(record) + "\n")
+        click.echo(json_line(record))
         return
     click.echo(f"checkpoint {located.path}")
     click.echo(text_of(env.id, found, each=ctx.meta["verbosity"] > 0))

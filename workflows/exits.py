@@ -4,6 +4,8 @@ import traceback
 
 import click
 
+from workflows.output import safe_text
+
 FAILED = 1
 BAD_INPUT = 2
 SIGINT_EXIT = 130
@@ -33,7 +35,7 @@ class Failure(click.ClickException):
 
     def show(self, file: object = None) -> None:  # noqa: ARG002 - click's signature
         """Print the message on stderr."""
-        click.echo(self.message, err=True)
+        click.echo(safe_text(self.message), err=True)
 
 
 def exit_for(error: BaseException, *, traceback_wanted: bool = False) -> click.ClickException | (

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from workflows.output import safe_text
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 LOGGERS = ("rl_ops", "offline", "pipelines", "workflows")
@@ -18,7 +20,6 @@ LEVELS = {
     "ERROR": logging.ERROR,
 }
 _BY_COUNT = (logging.WARNING, logging.INFO, logging.DEBUG)
-_MAX_CHARS = 2000
 
 
 class StderrHandler(logging.Handler):
@@ -26,13 +27,10 @@ class StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """See logging.Handler."""
-        from pipelines.config_errors import printable  # at start-up nothing is logged
-
         text = record.getMessage()
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
-        lines = [printable(line, limit=_MAX_CHARS) for line in text.splitlines()]
-        sys.stderr.write(f"{record.levelname} {record.name}: " + "\n".join(lines) + "\n")
+        sys.stderr.write(f"{record.levelname} {record.name}: {safe_text(text)}\n")
 
 
 def set_level(level: int) -> None:

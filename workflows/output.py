@@ -8,6 +8,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from pipelines.config_errors import printable
+
+_MAX_CHARS = 2000
+
 
 def json_line(value: Any) -> str:
     """A value as JSON on one line; NaN and infinities, which JSON has not, as null."""
@@ -43,6 +47,13 @@ def stdout_alone() -> Iterator[TextIO]:
             finally:
                 private.flush()
                 os.dup2(private.fileno(), number)
+
+
+def safe_text(text: str, *, max_lines: int = 400) -> str:
+    """Text of unknown origin for a terminal: control characters escaped, long lines cut."""
+    lines = text.splitlines()
+    shown = [printable(line.replace("\t", "    "), limit=_MAX_CHARS) for line in lines[-max_lines:]]
+    return "\n".join(shown)
 
 
 def is_terminal() -> bool:

@@ -20,10 +20,10 @@ def plan(algo: str, **given: Any) -> None:
     """
     # Import pydantic and torch.
     from pipelines.training import plan_for
-    from workflows.settings import configure, is_file
+    from workflows.settings import is_file, read_settings
 
     from_file = is_file(algo)
     request = TrainRequest(
         algo=None if from_file else algo, file=algo if from_file else None, **given
     )
-    click.echo(plan_for(configure(request), run_id="plan").describe())
+    click.echo(plan_for(read_settings(request).build(), run_id="plan").describe())

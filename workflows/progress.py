@@ -7,6 +7,7 @@ from typing import Any, Protocol, TextIO
 from workflows.output import is_terminal, json_line
 
 LINE_PERIOD_S = 0.5
+MAX_LINE_PERIOD_S = 10.0
 TABLE_PERIOD_S = 0.25
 
 Figures = Mapping[str, Any]
@@ -44,7 +45,8 @@ class Sparse:
     Args:
         draw: prints an iteration.
         end: gives back what drawing holds.
-        period_s: between two drawings.
+        period_s: between two drawings, at first.
+        max_period_s: a hundredth of the time since the first, within these two; the same if None.
         clock: seconds.
     """
 
@@ -54,11 +56,14 @@ class Sparse:
         *,
         end: Callable[[], None] = lambda: None,
         period_s: float,
+        max_period_s: float | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._draw = draw
         self._end = end
         self._period_s = period_s
+        self._max_period_s = period_s if max_period_s is None else max_period_s
+        self._first: float | None = None
         self._clock = clock
         self._due = float("-inf")
         self._held: Figures | None = None
@@ -69,7 +74,9 @@ class Sparse:
         if now < self._due:
             self._held = result
             return
-        self._due = now + self._period_s
+        self._first = now if self._first is None else self._first
+        elapsed = now - self._first
+        self._due = now + max(self._period_s, min(self._max_period_s, elapsed / 100))
         self._held = None
         self._draw(result)
 
@@ -82,13 +89,13 @@ class Sparse:
 
 
 def lines(stream: TextIO, *, clock: Clock = time.monotonic) -> Reporter:
-    """One line an iteration, at most two a second."""
+    """One line an iteration: at most two a second, in long runs one in ten seconds."""
 
     def draw(result: Figures) -> None:
         stream.write(line_of(result) + "\n")
         stream.flush()
 
-    return Sparse(draw, period_s=LINE_PERIOD_S, clock=clock)
+    return Sparse(draw, period_s=LINE_PERIOD_S, max_period_s=MAX_LINE_PERIOD_S, clock=clock)
 
 
 def reporter_for(stream: TextIO, *, as_json: bool, title: str) -> Reporter:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checkpoint import verify_checkpoint
+from pipelines.checkpoint import numbered, verify_checkpoint
 from pipelines.errors import CheckpointError
 from workflows.options import storage_folder
 
@@ -21,13 +21,6 @@ class Located:
 
     path: Path
     skipped: tuple[str, ...] = ()
-
-    @property
-    def storage(self) -> Path | None:
-        """The storage of the run folder it lies in; None where it lies in none."""
-        run = self.path.parent.parent
-        is_run = self.path.parent.name == "checkpoints" and (run / "params.json").is_file()
-        return run.parent if is_run else None
 
 
 def locate(given: str, storage: Path | None) -> Located:
@@ -59,7 +52,7 @@ def newest_whole(run: Path) -> Located:
         CheckpointError: the run has no whole checkpoint.
     """
     skipped = []
-    for candidate in numbered(run / "checkpoints"):
+    for candidate in reversed(numbered(run / "checkpoints")):
         try:
             verify_checkpoint(candidate)
         except CheckpointError as error:
@@ -69,33 +62,6 @@ def newest_whole(run: Path) -> Located:
     if skipped:
         raise CheckpointError("\n".join([f"{run} has no whole checkpoint", *skipped]))
     raise CheckpointError(f"{run} has no checkpoint; it ended before the first was written")
-
-
-def numbered(checkpoints: Path) -> list[Path]:
-    """The checkpoints of a run, the newest first."""
-    found = [p for p in checkpoints.glob("[0-9]*") if p.name.isdecimal() and p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name), reverse=True)
-
-
-def set_aside_later(checkpoint: Path, checkpoints: Path) -> list[Path]:
-    """Rename the checkpoints after `checkpoint`: the run goes on from there and writes its own."""
-    if checkpoint.parent != checkpoints:
-        return []
-    moved = []
-    for later in numbered(checkpoints):
-        if int(later.name) > int(checkpoint.name):
-            moved.append(_free(checkpoints / f"set-aside-{later.name}"))
-            later.rename(moved[-1])
-    return moved
-
-
-def _free(path: Path) -> Path:
-    count = 1
-    candidate = path
-    while candidate.exists():
-        count += 1
-        candidate = path.with_name(f"{path.name}-{count}")
-    return candidate
 
 
 def _nothing_there(given: str, storage: Path | None) -> str:

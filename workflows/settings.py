@@ -1,7 +1,8 @@
 """From what a command line asks to a configuration: file or checkpoint, then its options."""
 
-import os
+import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from pipelines import ALGORITHMS
 from pipelines.config import AlgorithmConfig, StopConfig
 from pipelines.config_errors import ConfigError, Problem, shown
+from pipelines.config_explain import nearest
 from pipelines.config_files import SUFFIXES
 from pipelines.loading import (
     Layer,
@@ -20,19 +22,36 @@ from pipelines.loading import (
     parse_stop,
     set_layers,
 )
-from pipelines.resource_check import check_resources
 from workflows.options import TrainRequest
 
+_CONNECT_S = 5.0
 
-def configure(request: TrainRequest, *, saved: Mapping[str, Any] | None = None) -> AlgorithmConfig:
-    """The configuration of a run: saved, file, --config, --set, other options, later over earlier.
+
+@dataclass(frozen=True)
+class Settings:
+    """What is known of a run before torch is imported: its algorithm, and layers of settings."""
+
+    algo: str
+    layers: tuple[Layer, ...]
+
+    def build(self) -> AlgorithmConfig:
+        """The configuration; imports the algorithm.
+
+        Raises:
+            ConfigError: everything that is wrong with it.
+        """
+        return build_config(self.algo, self.layers)
+
+
+def read_settings(request: TrainRequest, *, saved: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of a run: saved, file, --config, --set, other options, later over earlier.
 
     Args:
         request: the command line.
         saved: configuration of the checkpoint to go on from.
 
     Raises:
-        ConfigError: everything that is wrong.
+        ConfigError: something cannot be read, or there is no such algorithm.
         click.UsageError: nothing says which algorithm.
     """
     file = load_config_file(request.file) if request.file is not None else None
@@ -46,19 +65,27 @@ def configure(request: TrainRequest, *, saved: Mapping[str, Any] | None = None) 
         layers.append(json_layer(request.config))
     layers += set_layers(request.settings)
     layers += _of_options(request)
-    return build_config(algo, layers)
+    return Settings(algo, tuple(layers))
 
 
-def check_fits_machine(config: AlgorithmConfig, *, debug: bool) -> None:
-    """Refuse what this machine cannot start; a process without Ray reserves nothing.
+def check_ray_address(address: str) -> None:
+    """Refuse a cluster that does not answer, for which Ray would wait many minutes.
 
     Raises:
-        ConfigError: with the numbers.
+        ConfigError: it is none, or nobody listens there.
     """
-    import torch  # for its count of GPUs; the configuration's class has imported it
-
-    cpus = float("inf") if debug else float(os.cpu_count() or 1)
-    check_resources(config, cpus=cpus, gpus=float(torch.cuda.device_count()))
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdecimal():
+        fix = "give HOST:PORT of the head node's GCS, such as 10.0.0.1:6379, or auto"
+        raise ConfigError(Problem("--ray-address", f"got {shown(address)}", fix))
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        what = f"nothing answers at {shown(address)} ({error})"
+        fix = "start Ray there (`ray start --head`), or leave it out for one on this machine"
+        raise ConfigError(Problem("--ray-address", what, fix)) from None
 
 
 def check_not_ended(config: AlgorithmConfig, state: Mapping[str, Any]) -> None:
@@ -93,11 +120,20 @@ def _which(asked: Any, saved: Mapping[str, Any] | None) -> str:
     if saved is None:
         if algo is None:
             raise click.UsageError(f"which algorithm? There are {_algorithms()}")
-        return str(algo) if isinstance(algo, str) else shown(algo)
+        if algo not in ALGORITHMS:
+            raise _unknown(algo)
+        return str(algo)
     if algo not in (None, saved["algo"]):
         what = f"got {shown(asked)}, and the checkpoint is of {shown(saved['algo'])}"
         raise ConfigError(Problem("algo", what, "leave it out"))
     return str(saved["algo"])
+
+
+def _unknown(algo: Any) -> ConfigError:
+    close = nearest(algo, ALGORITHMS) if isinstance(algo, str) else []
+    meant = f"did you mean {close[0]}? " if close else ""
+    what = f"unknown algorithm {shown(algo)}"
+    return ConfigError(Problem("algo", what, f"{meant}there are {_algorithms()}"))
 
 
 def _of_options(request: TrainRequest) -> list[Layer]:

@@ -1,6 +1,8 @@
 """`millrace train`: run a pipeline to its end, show how it goes, and say what it left behind."""
 
+import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from workflows.exits import FAILED, Failure
+from workflows.exits import FAILED, Failure, Interrupted, is_ours
 from workflows.logs import verbosity_options
 from workflows.options import TrainRequest, storage_folder, train_options
-from workflows.progress import Reporter, number, reporter_for
+from workflows.progress import Figures, Reporter, number, reporter_for
 from workflows.signals import GracefulStop
 from workflows.startup import Start, prestart
 
@@ -55,7 +57,6 @@ def run(request: TrainRequest, start: Start | None = None) -> None:
         Failure: the run failed; the message says where and how to go on.
     """
     start = start if start is not None else Start.of_a_call()
-    prestart(ray_address=request.ray_address, debug=request.debug)
     with GracefulStop() as stop, _streams(request.as_json) as out:
         Training(request, start, stop, out).run()
     if stop.exit_code:
@@ -86,53 +87,62 @@ class Training:
         """From the request to the summary."""
         located, config = self._configured()
         # Imports torch, which --help and bad options must not wait for.
-        from pipelines.errors import TrainingError
         from pipelines.pipeline import Pipeline
 
         request = self.request
-        storage = request.storage or (located.storage if located is not None else None)
-        pipeline = Pipeline(
-            config,
-            storage=storage_folder(storage),
-            name=request.name,
-            resume=located.path if located is not None else None,
-            ray_address=request.ray_address,
-            debug=request.debug,
-            started_at=self.start.at,
-        )
+        try:
+            pipeline = Pipeline(
+                config,
+                storage=request.storage,
+                name=request.name,
+                resume=located.path if located is not None else None,
+                ray_address=request.ray_address,
+                debug=request.debug,
+                started_at=self.start.at,
+            )
+        except SystemExit as error:  # by Ray's own handler of SIGTERM, in place while it starts
+            raise Interrupted(128 + signal.SIGTERM) from error
+        except Exception as error:
+            if not is_ours(error):
+                error.add_note("`millrace doctor` checks the installation")
+            raise
         with pipeline:
             self.stop.hold()
             if located is not None:
                 self._say_resumed(located, pipeline)
             try:
                 self._follow(pipeline)
-            except TrainingError as error:
+            except RuntimeError as error:
+                if not is_ours(error):
+                    raise
                 raise Failure(self._failure(error, pipeline), code=FAILED) from error
 
     def _configured(self) -> "tuple[Located | None, AlgorithmConfig]":
-        # Import pydantic, and with the algorithm's configuration torch.
-        from pipelines.checkpoint import Checkpoint
-        from workflows.runs import locate
-        from workflows.settings import check_fits_machine, check_not_ended, configure
+        # Imports pydantic; `build` imports torch with the algorithm.
+        from workflows.settings import check_not_ended, check_ray_address, read_settings
 
         request = self.request
         if request.resume is None:
-            located, config = None, configure(request)
+            located = checkpoint = None
         else:
+            from pipelines.checkpoint import Checkpoint
+            from workflows.runs import locate
+
             located = locate(request.resume, request.storage)
             checkpoint = Checkpoint(located.path)
-            config = configure(request, saved=checkpoint.config)
+        settings = read_settings(request, saved=checkpoint.config if checkpoint else None)
+        if request.ray_address is not None:
+            check_ray_address(request.ray_address)
+        prestart(ray_address=request.ray_address, debug=request.debug)
+        config = settings.build()
+        if checkpoint is not None:
             check_not_ended(config, checkpoint.state)
-        if request.ray_address is None:
-            check_fits_machine(config, debug=request.debug)
         return located, config
 
     def _say_resumed(self, located: "Located", pipeline: "Pipeline") -> None:
-        from workflows.runs import set_aside_later
-
         for reason in located.skipped:
             click.echo(f"warning: {reason}", err=True)
-        for path in set_aside_later(located.path, pipeline.folder.checkpoints):
+        for path in pipeline.folder.set_aside:
             click.echo(f"warning: a later checkpoint is now {path}", err=True)
         click.echo(f"resuming {pipeline.run_id} from {located.path}", err=True)
 
@@ -144,6 +154,8 @@ class Training:
                 reporter.show(last)
                 if self.stop.signal is not None:
                     break
+            for last in pipeline.untold():
+                reporter.show(last)
         finally:
             reporter.close()
         stopped = self.stop.signal is not None
@@ -179,20 +191,16 @@ class Training:
         }
         if self.request.as_json:
             self.out.write(json_line({"summary": summary | {"result": last}}) + "\n")
-            return
-        figures = {
-            "env steps": f"{last['env_steps']:,} in {last['time_s']:.1f} s",
-            "return": f"{number(last['episode_return_mean'])} "
-            f"({number(last['episode_return_min'])} to {number(last['episode_return_max'])}, "
-            "latest training episodes)",
-        }
-        lines = [f"{name:<11}{value}" for name, value in (summary | figures).items() if value]
-        click.echo("\n".join(["", *lines]))
+        else:
+            lines = [f"{name:<11}{value}" for name, value in summary.items() if value is not None]
+            click.echo("\n".join(["", *figures_of(last), *lines]))
 
     def _failure(self, error: Exception, pipeline: "Pipeline") -> str:
-        from workflows.runs import numbered
+        from pipelines.checkpoint import numbered
 
         lines = [f"Error: the run failed: {error}", f"folder     {pipeline.folder.path}"]
+        if self.request.debug and error.__cause__ is not None:
+            lines.insert(0, "".join(traceback.format_exception(error.__cause__)).rstrip())
         if numbered(pipeline.folder.checkpoints):
             lines.append(f"resume     {self._resume_command(pipeline)}")
         return "\n".join(lines)
@@ -209,4 +217,17 @@ class Training:
         parent = pipeline.folder.path.parent
         if parent != storage_folder(None):
             words += ["--storage", str(parent)]
+        if self.request.ray_address is not None:
+            words += ["--ray-address", self.request.ray_address]
         return shell([*words, *(["--debug"] if self.request.debug else [])])
+
+
+def figures_of(last: Figures) -> list[str]:
+    """The last result in lines."""
+    low, mean, high = (number(last[f"episode_return_{of}"]) for of in ("min", "mean", "max"))
+    spread = f"{mean} ({low} to {high}) over the latest training episodes"
+    ended = last["episode_return_mean"] is not None
+    return [
+        f"env steps  {last['env_steps']:,} in {last['time_s']:.1f} s",
+        f"return     {spread if ended else 'none yet: no episode has ended'}",
+    ]

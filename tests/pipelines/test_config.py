@@ -29,7 +29,6 @@ def test_a_configuration_survives_json() -> None:
         model={"hidden": [8], "conv": [[1, 2, 3]]},
         connectors={"obs": [{"kind": "flatten"}]},
         stop={"env_steps": 10, "time_s": 1.5},
-        callbacks=["m:C"],
     )
     assert ToyConfig.model_validate_json(config.model_dump_json()) == config
     assert ToyConfig.model_validate(config.model_dump(mode="json")) == config

@@ -50,6 +50,8 @@ class ToyConfig(OnPolicyConfig):
     """As PPO's."""
     rollout: RolloutConfig = RolloutConfig(num_envs=4, fragment_steps=5)
     optim: OptimConfig = OptimConfig(kind="rmsprop", lr=7e-4)
+    tags: tuple[str, ...] = ()
+    """A list of strings."""
     explore: Annotated[Noise | Epsilon, Field(discriminator="kind")] = Noise()
     """How actions vary."""
 
@@ -209,7 +211,7 @@ def test_an_unknown_key_is_answered_with_what_was_meant_and_what_there_is(
         ({"optim.betas": [0.9]}, "[number from 0 to 1, number from 0 to 1]; such as [0.9, 0.999]"),
         ({"model.hidden": 64}, "got 64, expected list of integer >= 1; such as [64, 64]"),
         ({"model.hidden": [64, True]}, "got [64, true], expected list of integer >= 1"),
-        ({"callbacks": "m:C"}, 'expected list of string; write ["m:C"]'),
+        ({"tags": "m:C"}, 'expected list of string; write ["m:C"]'),
         ({"optim": 3}, "got 3, expected a group; its keys are kind, lr, eps,"),
         ({"optim": None}, "got null, expected a group"),
         ({"env.kwargs": [1]}, "got [1], expected mapping"),
