@@ -1,6 +1,7 @@
 """Who takes part in the PPO comparison, and how one of them is run once."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,23 +75,27 @@ class Record:
 
 @dataclass(frozen=True)
 class Slot:
-    """A place in the schedule."""
+    """A place in the schedule; `run` counts the contestant's own runs and chooses the seed."""
 
     contestant: Contestant
     repeat: int
     pair: str
+    run: int
 
 
 def schedule(
     ours: Contestant, peers: Sequence[Contestant], information: Sequence[Contestant], repeats: int
 ) -> list[Slot]:
     """Ours beside each peer in every repeat; odd repeats turn each pair round, against drift."""
-    slots = []
+    slots: list[Slot] = []
+    runs: Counter[str] = Counter()
     for repeat in range(repeats):
-        for peer in peers:
-            pair = (ours, peer) if repeat % 2 == 0 else (peer, ours)
-            slots += [Slot(contestant, repeat, peer.name) for contestant in pair]
-        slots += [Slot(contestant, repeat, contestant.name) for contestant in information]
+        turns = [(peer, (ours, peer)[:: 1 if repeat % 2 == 0 else -1]) for peer in peers]
+        turns += [(contestant, (contestant,)) for contestant in information]
+        for named, together in turns:
+            for contestant in together:
+                slots.append(Slot(contestant, repeat, named.name, runs[contestant.name]))
+                runs[contestant.name] += 1
     return slots
 
 

@@ -29,13 +29,14 @@ from benchmarks.peers import environments
 from benchmarks.peers.reporting import MATCHED
 from benchmarks.summary import markdown_report, plain_report, summarize, verdicts
 
+SEEDS_HELP = "a contestant's k-th run uses the k-th; ours runs once beside each peer"
 EVERYONE = (OURS, *PEERS, *FOR_INFORMATION)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = [contestant.name for contestant in EVERYONE]
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seeds", default="1,2,3", help="repeat k uses the k-th, in turn")
+    parser.add_argument("--seeds", default="1,2,3,4,5,6,7,8,9", help=SEEDS_HELP)
     parser.add_argument("--env-steps", type=int, default=150_000, help="of the steady runs")
     parser.add_argument("--target-return", type=float, default=450.0)
     parser.add_argument("--max-env-steps", type=int, default=500_000, help="to reach the return")
@@ -107,7 +108,7 @@ def measure_all(args: argparse.Namespace, chosen: Sequence[Contestant]) -> list[
     records = []
     for kind in measures(args.measures):
         for slot in slots:
-            seed = seeds[slot.repeat % len(seeds)]
+            seed = seeds[slot.run % len(seeds)]
             task = (
                 Task(args.env_steps, None, seed)
                 if kind == "steady"

@@ -21,8 +21,6 @@ class A2CConfig(OnPolicyConfig):
     """Name of the algorithm."""
     gae_lambda: Fraction = 1.0
     """1 is the Monte-Carlo return, 0 one-step TD."""
-    normalize_advantage: bool = False
-    """Shift and scale advantages of each version to mean 0 and deviation 1."""
     rollout: RolloutConfig = RolloutConfig(num_envs=16, fragment_steps=5)
     """How experience is gathered."""
     optim: OptimConfig = OptimConfig(kind="rmsprop", lr=7e-4)
@@ -36,24 +34,22 @@ class A2CLearner(ActorCriticLearner[A2CConfig]):
 
     def loss(self, batch: Batch) -> Loss:
         """Policy gradient, value and entropy terms (section 4, A3C's without the threads)."""
-        config = self.config
         logp_B, entropy_B, value_B = self.evaluate(batch)
-        advantage_B = batch.advantage
-        if config.normalize_advantage and batch.rows > 1:
-            advantage_B = (advantage_B - advantage_B.mean()) / (advantage_B.std() + 1e-8)
+        value_coef, entropy_coef = self.config.value_coef, self.entropy_coef()
         terms = {
-            "policy_loss": policy_gradient(logp_B, advantage_B).mean(),
-            "value_loss": config.value_coef * value_loss(value_B, batch.value_target).mean(),
+            "policy_loss": policy_gradient(logp_B, self.standardized(batch.advantage)).mean(),
+            "value_loss": value_coef * value_loss(value_B, batch.value_target).mean(),
         }
-        entropy = entropy_B.mean()
-        if entropy_coef := self.at(config.entropy_coef):
-            terms["entropy_loss"] = -entropy_coef * entropy
-        return Loss(terms, {"entropy": entropy.detach()})
+        if entropy_coef:
+            terms["entropy_loss"] = -entropy_coef * entropy_B.mean()
+        return Loss(terms, {"entropy": entropy_B.detach().mean()})
 
     def update(self, batch: Batch) -> Metrics:
         """One step."""
         averages = Averages()
-        averages.add(self.descend(self.loss(self.prepare(batch))))
+        loss = self.loss(self.prepare(batch))
+        averages.add(self.descend(loss))
+        averages.add(loss.metrics)
         variance = explained_variance(batch.value, batch.value_target)
         return averages.means() | {"explained_variance": float(variance)}
 

@@ -289,6 +289,8 @@ class OnPolicyConfig(AlgorithmConfig):
     """Rows of one version; None takes one fragment of every worker."""
     value_coef: float = Field(default=0.5, ge=0)
     """Weight of the value term in the loss."""
+    normalize_advantage: bool = False
+    """Shift and scale the advantages of each loss to mean 0 and deviation 1."""
     entropy_coef: Schedule = 0.0
     """Weight of the entropy bonus: a number, or [[env_steps, value], ...]."""
 

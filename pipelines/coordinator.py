@@ -20,6 +20,8 @@ Blob = bytes | list[Any]
 
 MAX_UNTAKEN = 8
 """Results that the learner may be ahead of the driver."""
+END = -1
+"""Fragment id of a row that says that there will be no more; Ray Data passes no empty table on."""
 _NOTHING = pickle.dumps(None)
 
 
@@ -94,7 +96,10 @@ class Coordinator:
         self._weights: Blob | None = None
         self._serial = 0  # of the weights; set_weights publishes new ones without a new version
         self._stopped = False
+        self._failure: tuple[str, str] | None = None
         self._seats: dict[str, Seat] = {}
+        self._left: dict[int, int] = {}
+        self._restarts = 0
         self._incarnation = incarnation
         self._results: deque[dict[str, Any]] = deque()
         self._learner_commands: deque[Command] = deque()
@@ -115,12 +120,21 @@ class Coordinator:
         free = [w for w in mine if w not in taken]
         if not free:
             raise RuntimeError(f"rank {rank} has {len(mine)} rollout workers and got one more")
-        self._seats[actor_id] = Seat(free[0], first_incarnation(self._incarnation))
+        first = first_incarnation(self._incarnation)
+        self._seats[actor_id] = Seat(free[0], self._left.get(free[0], first))
         return self._seats[actor_id]
+
+    async def vacate(self, rank: int) -> None:
+        """Free the seats of a rank whose stream ended: the workers of the next will want them."""
+        for actor_id, seat in list(self._seats.items()):
+            if seat.worker_id % self._ranks == rank:
+                self._left[seat.worker_id] = seat.incarnation + 1
+                del self._seats[actor_id]
 
     async def _restarted(self, seat: Seat) -> Seat:
         async with self._changed:
             seat.incarnation += 1
+            self._restarts += 1
             seat.has = 0
             if seat.running is not None:
                 # Not run again: it may be what killed the worker.
@@ -157,6 +171,16 @@ class Coordinator:
         weights = None if seat.has == self._serial else self._weights
         seat.has = self._serial
         return self._version, weights
+
+    async def fail(self, message: str, details: str) -> None:
+        """End the run because a rollout worker cannot go on; the first reason counts.
+
+        Told here rather than raised there: Ray Data would keep the fact and lose the reason.
+        """
+        async with self._changed:
+            self._failure = self._failure or (message, details)
+            self._stopped = True
+            self._tell_learner_to_stop()
 
     # --- learner ---
 
@@ -201,11 +225,10 @@ class Coordinator:
         return len(self._results) < MAX_UNTAKEN and (budget is None or self._version < budget)
 
     def _worker_figures(self) -> dict[str, Any]:
-        first = first_incarnation(self._incarnation)
         figures = {
             "time/rollout_s": self._rollout_s / self._flow.num_workers,
             "faults/aborted_episodes": sum(self._aborted.values()),
-            "faults/worker_restarts": sum(s.incarnation - first for s in self._seats.values()),
+            "faults/worker_restarts": self._restarts,
             "queue_fragments": self._flow.outstanding,
         }
         self._rollout_s = 0.0
@@ -291,6 +314,13 @@ class Coordinator:
         """
         async with self._changed:
             self._flow.budget = max(self._version, self._going)
-            self._next_command += 1
-            self._learner_commands.append(Command(self._next_command, "stop", _NOTHING))
-            self._changed.notify_all()
+            self._tell_learner_to_stop()
+
+    def _tell_learner_to_stop(self) -> None:
+        self._next_command += 1
+        self._learner_commands.append(Command(self._next_command, "stop", _NOTHING))
+        self._changed.notify_all()
+
+    async def failure(self) -> tuple[str, str] | None:
+        """Why rollouts failed, if they did: what happened, and the traceback."""
+        return self._failure

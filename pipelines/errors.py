@@ -22,6 +22,7 @@ def cause_of(failure: BaseException) -> str:
     cause = failure
     while True:
         inner = getattr(cause, "cause", None) or cause.__cause__
-        if not isinstance(inner, BaseException) or inner is cause:
+        # Ray chains some errors to one of its own that says nothing.
+        if not isinstance(inner, BaseException) or inner is cause or not str(inner):
             return f"{type(cause).__name__}: {cause}"
         cause = inner

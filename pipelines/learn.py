@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.config import StopConfig
-from pipelines.coordinator import Command, GoAhead
+from pipelines.coordinator import END, Command, GoAhead
 from rl_ops import columns as c
 from rl_ops.batch import Batch
 from rl_ops.learner import Learner
@@ -198,9 +198,9 @@ class LearnLoop:
         self.window.lengths.extend(state["lengths"])
 
     def _take(self, table: pa.Table) -> None:
-        if table.num_rows == 0:  # what a worker emits when it is told to end
-            raise Stopped
         fragment = table.column(c.FRAGMENT_ID)[0].as_py()
+        if fragment == END:
+            raise Stopped
         if fragment < self.ids(self.learner.version)[0] or fragment in self._pending:
             self.duplicates += 1
             log.info("fragment %d came again after a retry; dropped", fragment)

@@ -3,6 +3,7 @@
 Legend: B rows, P distribution parameters.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -77,30 +78,44 @@ class ActorCriticLearner(Learner[C]):
         """A schedule's value now."""
         return value_at(schedule, self.env_steps)
 
-    def evaluate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logp [B] of the batch's actions, entropy [B] and value [B] under the current weights."""
+    def evaluate(
+        self, batch: Batch, *, entropy: bool = True
+    ) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """Logp [B] of the batch's actions, entropy [B] if asked for, value [B], all as of now."""
         params_BP, value_B = self._forward(batch.obs)
+        if not entropy:
+            return self.distribution.logp(params_BP, batch.action), None, value_B
         logp_B, entropy_B = self.distribution.logp_entropy(params_BP, batch.action)
         return logp_B, entropy_B, value_B
 
-    def descend(self, loss: Loss) -> Mapping[str, torch.Tensor]:
-        """One optimiser step; returns the loss's terms, metrics and gradient norm.
+    def entropy_coef(self) -> float:
+        """The weight of the entropy bonus now."""
+        return self.at(self.config.entropy_coef)
+
+    def standardized(self, advantage: torch.Tensor) -> torch.Tensor:
+        """Advantages [B] with mean 0 and deviation 1, if `normalize_advantage` asks for it."""
+        if not self.config.normalize_advantage or len(advantage) < 2:
+            return advantage
+        variance, mean = torch.var_mean(advantage)
+        return (advantage - mean) / (variance.sqrt() + 1e-8)
+
+    def descend(self, loss: Loss) -> Mapping[str, torch.Tensor | float]:
+        """One optimiser step; returns the loss's terms and the gradient norm.
 
         Raises:
             NonFiniteError: the gradient was not finite and `faults.on_nonfinite_loss` is "stop".
                 The weights are as they were before the step.
         """
         norm = self.modules.optimizer.step(loss.total, lr=self.at(self.config.optim.lr))
-        finite = bool(torch.isfinite(norm))
+        finite = math.isfinite(norm)
         if not finite and self.config.faults.on_nonfinite_loss == "stop":
-            terms = {name: float(term) for name, term in loss.terms.items()}
+            terms = {name: float(term.detach()) for name, term in loss.terms.items()}
             raise NonFiniteError(
-                f"gradient norm {float(norm)} at grad step {self.grad_steps}, loss terms {terms}; "
+                f"gradient norm {norm} at grad step {self.grad_steps}, loss terms {terms}; "
                 "lower optim.lr, normalise observations, or set faults.on_nonfinite_loss to skip"
             )
         self.grad_steps += finite
-        skipped = torch.tensor(0.0 if finite else 1.0)
-        return {**loss.terms, **loss.metrics, "grad_norm": norm, "skipped": skipped}
+        return {**loss.terms, "grad_norm": norm, "skipped": float(not finite)}
 
     def num_minibatches(self, batch: Batch, *, max_rows: int) -> int:
         """How many minibatches every rank makes of its rows; at most as many as it has rows."""

@@ -106,10 +106,7 @@ class Pipeline:
             self.folder.discard()
         else:
             self.folder.close()
-        if self._owns_ray:
-            import ray
-
-            ray.shutdown()
+        self._give_ray_back()
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str], **options: Any) -> Self:
@@ -287,8 +284,13 @@ class Pipeline:
         if self._closed:
             return
         self._closed = True
-        self._backend.close()
-        self.folder.close()
+        try:
+            self._backend.close()
+        finally:
+            self.folder.close()
+            self._give_ray_back()
+
+    def _give_ray_back(self) -> None:
         if self._owns_ray:
             import ray
 
@@ -315,9 +317,9 @@ class PipelinePolicy(Policy):
 
     def set_weights(self, weights: Weights) -> None:
         """Act with `weights`, here and in the run."""
-        super().set_weights(weights)
-        if hasattr(self, "_backend"):
+        if hasattr(self, "_backend"):  # not yet, when the base class is made
             self._backend.command_learner("set_weights", weights)
+        super().set_weights(weights)
 
 
 def _made_up_name(config: AlgorithmConfig, checkpoint: Checkpoint | None) -> str:

@@ -5,6 +5,7 @@ Legend: B rows.
 
 from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 
 from pipelines.config import OnPolicyConfig, PositiveInt, Schedule
@@ -30,7 +31,7 @@ class PPOConfig(OnPolicyConfig):
     minibatch_rows: PositiveInt = 256
     """Rows of a minibatch, at most: a version's rows are split evenly."""
     normalize_advantage: bool = True
-    """Shift and scale advantages of each minibatch to mean 0 and deviation 1."""
+    """Shift and scale the advantages of each minibatch to mean 0 and deviation 1."""
     target_kl: float | None = Field(default=None, gt=0)
     """Stop a version's epochs once the policy moved this far, in nats; None never."""
 
@@ -42,13 +43,15 @@ class PPOLearner(ActorCriticLearner[PPOConfig]):
 
     def loss(self, batch: Batch) -> Loss:
         """Clipped surrogate, value and entropy terms (eq. 9)."""
-        config = self.config
-        logp_B, entropy_B, value_B = self.evaluate(batch)
-        advantage_B = batch.advantage
-        if config.normalize_advantage and batch.rows > 1:
-            advantage_B = (advantage_B - advantage_B.mean()) / (advantage_B.std() + 1e-8)
-        clip_eps = self.at(config.clip_eps)
-        policy_B = clipped_surrogate(logp_B, batch.logp, advantage_B, clip_eps=clip_eps)
+        config, entropy_coef = self.config, self.entropy_coef()
+        # An entropy that nothing is made of would cost a tenth of the loss.
+        logp_B, entropy_B, value_B = self.evaluate(batch, entropy=entropy_coef != 0)
+        policy_B = clipped_surrogate(
+            logp_B,
+            batch.logp,
+            self.standardized(batch.advantage),
+            clip_eps=self.at(config.clip_eps),
+        )
         value_loss_B = value_loss(
             value_B, batch.value_target, old_value=batch.value, clip=config.value_clip
         )
@@ -56,15 +59,22 @@ class PPOLearner(ActorCriticLearner[PPOConfig]):
             "policy_loss": policy_B.mean(),
             "value_loss": config.value_coef * value_loss_B.mean(),
         }
-        entropy = entropy_B.mean()
-        if entropy_coef := self.at(config.entropy_coef):
-            terms["entropy_loss"] = -entropy_coef * entropy
-        metrics = {
-            "entropy": entropy.detach(),
-            "approx_kl": approx_kl(logp_B.detach(), batch.logp).mean(),
-            "clip_frac": clip_frac(logp_B.detach(), batch.logp, clip_eps=clip_eps).mean(),
+        if entropy_B is not None:
+            terms["entropy_loss"] = -entropy_coef * entropy_B.mean()
+        return Loss(terms, {})
+
+    @torch.no_grad()
+    def diagnose(self, batch: Batch) -> Metrics:
+        """How far the policy has moved on `batch` since it acted, and what it knew then."""
+        logp_B, entropy_B, _ = self.evaluate(batch)
+        clip_eps = self.at(self.config.clip_eps)
+        figures = {
+            "entropy": entropy_B.mean(),
+            "approx_kl": approx_kl(logp_B, batch.logp).mean(),
+            "clip_frac": clip_frac(logp_B, batch.logp, clip_eps=clip_eps).mean(),
+            "explained_variance": explained_variance(batch.value, batch.value_target),
         }
-        return Loss(terms, metrics)
+        return {name: float(value) for name, value in figures.items()}
 
     def update(self, batch: Batch) -> Metrics:
         """`num_epochs` passes, or fewer when target_kl is passed."""
@@ -78,11 +88,10 @@ class PPOLearner(ActorCriticLearner[PPOConfig]):
             epochs += 1
             if config.target_kl is not None:
                 # Of all ranks: each deciding alone, one would wait for the others' gradients.
-                kl = self.world.gather_objects(averages.last("approx_kl"))
+                kl = self.world.gather_objects(self.diagnose(prepared)["approx_kl"])
                 if sum(kl) / len(kl) > config.target_kl:
                     break
-        variance = explained_variance(batch.value, batch.value_target)
-        return averages.means() | {"epochs": epochs, "explained_variance": float(variance)}
+        return averages.means() | self.diagnose(prepared) | {"epochs": epochs}
 
 
 def dataflow(config: PPOConfig) -> Dataflow:

@@ -55,7 +55,16 @@ class RayBackend:
             if ready:
                 return _got(call)
             if not self._thread.is_alive():
-                raise TrainingError(_explain(self._failure)) from self._failure
+                raise self._error() from self._failure
+
+    def _error(self) -> TrainingError:
+        told = _got(self._coordinator.failure.remote())
+        if told is None:
+            return TrainingError(_explain(self._failure))
+        message, details = told
+        error = TrainingError(message)
+        error.add_note(details)
+        return error
 
     def allow(self, version: int | None) -> int | None:
         """See `Backend.allow`."""

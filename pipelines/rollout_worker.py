@@ -2,13 +2,17 @@
 
 import pickle
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray import cloudpickle
 
-from pipelines.coordinator import Blob, Command
+from pipelines.coordinator import END, Blob, Command
+from rl_ops import columns as c
 from rl_ops.operators import Operator
 from rl_ops.policy import Weights
 from rl_ops.rollout import Rollout, RolloutSpec
@@ -40,6 +44,9 @@ def pack_error(error: Exception) -> bytes:
     return packed
 
 
+_END = pa.table({c.FRAGMENT_ID: pa.array([END], pa.int64())})
+
+
 class RolloutWorker:
     """Turns each ticket into the fragment that the coordinator grants for it.
 
@@ -59,11 +66,32 @@ class RolloutWorker:
         seat = ray.get(coordinator.register.remote(context.get_actor_id(), rank))
         self.worker_id: int = seat.worker_id
         self.incarnation: int = seat.incarnation
-        self.rollout = Rollout(spec, worker_id=seat.worker_id, incarnation=seat.incarnation)
-        self._empty: pa.Table | None = None
         self._report: dict[str, Any] | None = None
+        self._ended = False
+        with self._failures_told():
+            self.rollout = Rollout(spec, worker_id=seat.worker_id, incarnation=seat.incarnation)
+
+    @contextmanager
+    def _failures_told(self) -> Iterator[None]:
+        """Tell the coordinator of what an environment or an operator raises, and end."""
+        try:
+            yield
+        except ray.exceptions.RayError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an env may raise anything
+            message = f"rollout worker {self.worker_id}: {type(error).__name__}: {error}"
+            ray.get(self._coordinator.fail.remote(message, traceback.format_exc()))
+            self._ended = True
 
     def __call__(self, ticket: pa.Table) -> pa.Table:  # noqa: ARG002 - tickets come in any order
+        if self._ended:
+            time.sleep(0.1)  # the learner has heard; Ray Data goes on handing out tickets
+            return _END
+        with self._failures_told():
+            return self._next()
+        return _END
+
+    def _next(self) -> pa.Table:
         # A retried task keeps its id, by which the coordinator gives it its old fragment.
         task = ray.get_runtime_context().get_task_id()
         while True:
@@ -76,7 +104,8 @@ class RolloutWorker:
             if claim.command is not None:
                 self._run(claim.command)
             elif claim.fragment_id is None:
-                return pa.table({})
+                self._ended = True
+                return _END
             else:
                 return self._fragment(claim.fragment_id)
 

@@ -19,7 +19,8 @@ from pipelines.rollout_worker import RolloutWorker
 from pipelines.train_function import train_function
 from pipelines.training import TrainTask
 
-MAX_TICKETS = 100_000
+MAX_TICKETS = 50_000
+"""Of one execution of Ray Data; then a new one follows, with new rollout workers."""
 
 
 def start_coordinator(plan: Plan, *, name: str, start_version: int, incarnation: int) -> Any:
@@ -76,14 +77,18 @@ def _rollouts(plan: Plan, coordinator: Any, *, rank: int) -> Dataset:
 
 def tickets(count: int) -> Dataset:
     """`count` one-row blocks, all the same object: a ticket is anonymous, and costs no put."""
+    from ray.data._internal.execution.interfaces import RefBundle
+    from ray.data._internal.execution.interfaces.ref_bundle import BlockEntry
     from ray.data._internal.logical.interfaces import LogicalPlan
-    from ray.data._internal.logical.operators import FromBlocks
+    from ray.data._internal.logical.operators import InputData
     from ray.data._internal.stats import DatasetStats
     from ray.data.dataset import MaterializedDataset
 
     block = pa.table({"ticket": pa.array([0], pa.int8())})
     metadata = BlockMetadataWithSchema.from_block(block)
-    operator = FromBlocks([ray.put(block)] * count, [metadata] * count)
+    entry = BlockEntry(ref=ray.put(block), metadata=metadata.metadata)
+    bundle = RefBundle((entry,), schema=metadata.schema, owns_blocks=False)
+    operator = InputData([bundle] * count)
     context = ray.data.DataContext.get_current().copy()
     stats = DatasetStats(metadata={"Tickets": [metadata]}, parent=None)
     return MaterializedDataset(LogicalPlan(operator, context), context, stats)

@@ -66,14 +66,22 @@ class RayFlow:
 class FragmentStream:
     """A rank's fragments; the rollout workers start when it is made, not at the first `next`."""
 
-    def __init__(self, shard: Any) -> None:
-        # No prefetch: it waits for a window of rows, which at lag 0 never comes.
-        batches = shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        self._tables: Iterator[pa.Table] = iter(batches)
+    def __init__(self, shard: Any, coordinator: Any, rank: int) -> None:
+        self._shard = shard
+        self._coordinator = coordinator
+        self._rank = rank
+        self._tables = self._execute()
         self._first: queue.Queue[list[pa.Table] | BaseException] = queue.Queue()
         # A daemon, not a pool's thread, which Python would wait for at its exit: a run that is
         # never allowed to begin never has a first fragment.
         threading.Thread(target=self._start, name="first-fragment", daemon=True).start()
+
+    def _execute(self) -> Iterator[pa.Table]:
+        # No prefetch: it waits for a window of rows, which at lag 0 never comes.
+        batches = self._shard.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        )
+        return iter(batches)
 
     def _start(self) -> None:
         try:
@@ -87,6 +95,9 @@ class FragmentStream:
             raise first
         yield from first
         yield from self._tables
+        while True:  # an execution's tickets are used up; the run is not, or it would have stopped
+            ray.get(self._coordinator.vacate.remote(self._rank))
+            yield from self._execute()
 
 
 def train_function(settings: dict[str, Any]) -> None:
@@ -95,8 +106,9 @@ def train_function(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     tune_ray_data()
-    stream = FragmentStream(ray.train.get_dataset_shard(f"rollouts_{rank}"))
+    coordinator = settings["coordinator"]
+    stream = FragmentStream(ray.train.get_dataset_shard(f"rollouts_{rank}"), coordinator, rank)
     grouped = task.plan.config.learner.num_workers > 0
     device = ray.train.torch.get_device() if grouped else pick_device(task.plan)
     world = World(rank=rank, size=size, device=device)
-    make_loop(task, RayFlow(settings["coordinator"], world), world).run(iter(stream))
+    make_loop(task, RayFlow(coordinator, world), world).run(iter(stream))

@@ -63,7 +63,8 @@ class Batch:
         At least `min_count` of them: data-parallel ranks, whose rows differ in number, must all
         take the same number of steps.
         """
-        count = max(-(-self.rows // max_rows), min_count)
+        # Never one without rows, whose mean would be NaN.
+        count = min(max(-(-self.rows // max_rows), min_count), self.rows)
         order = torch.randperm(self.rows, generator=generator)
         shuffled = {name: _map(lambda x: x[order], tree) for name, tree in self._columns.items()}
         for i in range(count):

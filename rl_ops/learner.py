@@ -149,27 +149,25 @@ class Loss(NamedTuple):
     @property
     def total(self) -> torch.Tensor:
         """The sum of all terms."""
-        return torch.stack(list(self.terms.values())).sum()
+        first, *rest = self.terms.values()
+        return sum(rest, first)
 
 
 class Averages:
-    """Means of scalar tensors over an update, kept as tensors until read."""
+    """Means of scalars over an update; tensors are kept as tensors until read."""
 
     def __init__(self) -> None:
-        self._values: dict[str, list[torch.Tensor]] = {}
+        self._values: dict[str, list[torch.Tensor | float]] = {}
 
-    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+    def add(self, values: Mapping[str, torch.Tensor | float]) -> None:
         """Note one value each."""
         for name, value in values.items():
-            self._values.setdefault(name, []).append(value.detach())
-
-    def last(self, name: str) -> float:
-        """The value noted last."""
-        return float(self._values[name][-1])
+            noted = value.detach() if isinstance(value, torch.Tensor) else value
+            self._values.setdefault(name, []).append(noted)
 
     def means(self) -> Metrics:
         """The mean of each name's values."""
-        return {name: float(torch.stack(v).mean()) for name, v in self._values.items()}
+        return {name: sum(map(float, v)) / len(v) for name, v in self._values.items()}
 
 
 class Learner(ABC, Generic[C]):

@@ -142,8 +142,10 @@ class MLPActorCritic(_FreeParams):
         for i in range(len(self.spec.hidden)):
             weight, bias = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}")
             x = self._activation(torch.baddbmm(bias, x, weight))
-        params = self._with_free(self.actor_head(x[0]))
-        return params, self.critic_head(x[-1])[:, 0]
+        # One unbind, whose gradient is one stack; two indexings would each fill a buffer of zeros.
+        towers = x.unbind(0)
+        params = self._with_free(self.actor_head(towers[0]))
+        return params, self.critic_head(towers[-1])[:, 0]
 
 
 class CNNActorCritic(_FreeParams):

@@ -1,5 +1,6 @@
 """Optimisers over one flat buffer: a step is a handful of kernels for any number of layers."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,22 +66,23 @@ class FlatOptimizer:
     def _num_slots(self) -> int:
         return {"adam": 2, "adamw": 2, "rmsprop": 2, "sgd": 1}[self.spec.kind]
 
-    def step(self, loss: torch.Tensor, *, lr: float) -> torch.Tensor:
+    def step(self, loss: torch.Tensor, *, lr: float) -> float:
         """One descent step on a scalar loss.
 
         Returns:
-            The norm of the gradient before clipping, a scalar tensor. When it is not finite the
-            parameters were left as they are.
+            The norm of the gradient before clipping. When it is not finite the parameters were left
+            as they are.
         """
         self.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
         if self._reduce is not None:
             self._reduce(self.grad)
-        norm: torch.Tensor = torch.linalg.vector_norm(self.grad)
-        if not torch.isfinite(norm):
+        norm = float(torch.linalg.vector_norm(self.grad))
+        if not math.isfinite(norm):
             return norm
-        if self.spec.max_grad_norm is not None:
-            self.grad.mul_((self.spec.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        limit = self.spec.max_grad_norm
+        if limit is not None and norm > limit:
+            self.grad.mul_(limit / (norm + 1e-6))
         self._apply(lr)
         return norm
 

@@ -236,18 +236,21 @@ class Policy:
         space = self.spec.obs_space
         try:
             leaves = list(zip_spaces(space, obs))
-            axes = {np.ndim(leaf) - len(child.shape) for child, leaf in leaves}
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SpecError(
                 f"observation {type(obs).__name__} does not fit {brief(space)}"
             ) from error
+        axes = set()
         for child, leaf in leaves:
-            count = np.ndim(leaf) - len(child.shape)
-            if axes not in ({0}, {1}) or np.shape(leaf)[count:] != child.shape:
+            got, shape = np.shape(leaf), child.shape
+            axes.add(len(got) - len(shape))
+            if got not in (shape, (*got[:1], *shape)):
                 raise SpecError(
-                    f"observation of shape {np.shape(leaf)}; expected {child.shape}, or a batch "
-                    f"({', '.join(map(str, ('rows', *child.shape)))}) of {brief(child)}"
+                    f"observation of shape {got}; expected {shape}, or a batch "
+                    f"({', '.join(map(str, ('rows', *shape)))}) of {brief(child)}"
                 )
+        if len(axes) > 1:
+            raise SpecError(f"some parts of the observation of {brief(space)} are batches")
         return axes.pop()
 
     def _batch(self, obs: Any, *, add_axis: bool) -> Any:

@@ -27,7 +27,7 @@ from benchmarks.figures import (
 from benchmarks.ours import train_command
 from benchmarks.peers.environments import ROOT, torch_pins
 from benchmarks.peers.reporting import MATCHED, parse_arguments, process_age_s
-from benchmarks.processes import Sample, descendants, parse_stat
+from benchmarks.processes import ProcessStat, Sample, descendants, parse_stat
 from benchmarks.summary import pair_ratios, plain_report, summarize, verdicts
 from benchmarks.tables import markdown_table, number_text, plain_table, spread_text
 
@@ -62,7 +62,7 @@ def record(name: str, **changes: object) -> Record:
     return Record(**fields)  # type: ignore[arg-type]
 
 
-def test_lines_that_are_not_json_are_skipped_and_both_names_of_time_are_read():
+def test_lines_that_are_not_json_are_skipped_and_both_names_of_time_are_read() -> None:
     lines = [
         "a warning",
         '{"env_steps": 10, "wall_s": 1.5, "episode_return_mean": null}',
@@ -74,23 +74,23 @@ def test_lines_that_are_not_json_are_skipped_and_both_names_of_time_are_read():
     ]
 
 
-def test_nan_return_of_a_run_without_episodes_is_no_return():
+def test_nan_return_of_a_run_without_episodes_is_no_return() -> None:
     line = json.dumps({"env_steps": 10, "time_s": 1.0, "episode_return_mean": math.nan})
     assert parse_iterations([line])[0].episode_return_mean is None
 
 
-def test_a_result_without_time_is_refused():
+def test_a_result_without_time_is_refused() -> None:
     with pytest.raises(ValueError, match="lacks env_steps or wall_s"):
         parse_iterations(['{"env_steps": 10}'])
 
 
-def test_env_steps_that_do_not_grow_are_refused():
+def test_env_steps_that_do_not_grow_are_refused() -> None:
     line = '{"env_steps": 10, "time_s": 1}'
     with pytest.raises(ValueError, match="does not grow"):
         parse_iterations([line, line])
 
 
-def test_steady_rate_leaves_out_start_up_and_slow_first_iterations():
+def test_steady_rate_leaves_out_start_up_and_slow_first_iterations() -> None:
     seconds = [10.0, 15.0, 18.0, 20.0, 21.0] + [21.0 + 0.5 * i for i in range(1, 6)]
     samples = [Sample(0.0, 0.0, 0, 1), Sample(100.0, 200.0, 0, 1)]
     found = steady(iterations(seconds), samples)
@@ -99,31 +99,31 @@ def test_steady_rate_leaves_out_start_up_and_slow_first_iterations():
     assert found.cpu_s_per_100k_steps == pytest.approx(100_000 * 2 / 4096)
 
 
-def test_a_hiccup_shows_in_the_window_rate_and_not_in_the_median():
+def test_a_hiccup_shows_in_the_window_rate_and_not_in_the_median() -> None:
     seconds = [0.5 * i for i in range(1, 10)] + [10.0, 10.5, 11.0]
     found = steady(iterations(seconds), [Sample(0.0, 0.0, 0, 1)])
     assert found.median_steps_per_s == pytest.approx(4096)
     assert found.window_steps_per_s < 3000
 
 
-def test_a_run_too_short_for_a_steady_rate_says_what_to_do():
+def test_a_run_too_short_for_a_steady_rate_says_what_to_do() -> None:
     with pytest.raises(ValueError, match="raise --env-steps"):
         steady(iterations([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), [Sample(0.0, 0.0, 0, 1)])
 
 
-def test_cpu_seconds_are_linear_between_samples_and_constant_beyond():
+def test_cpu_seconds_are_linear_between_samples_and_constant_beyond() -> None:
     samples = [Sample(1.0, 2.0, 0, 1), Sample(3.0, 6.0, 0, 1)]
     assert [cpu_at(samples, wall_s) for wall_s in (0.0, 2.0, 9.0)] == [2.0, 4.0, 6.0]
 
 
-def test_time_to_return_is_the_first_crossing_start_up_included():
+def test_time_to_return_is_the_first_crossing_start_up_included() -> None:
     means = [None, 449.9, 450.0, 300.0, 500.0]
     rows = [Iteration(i + 1, 10.0 + i, mean, {}) for i, mean in enumerate(means)]
     assert time_to_return_s(rows, 450.0) == 12.0
     assert time_to_return_s(rows, 501.0) is None
 
 
-def test_a_repeat_that_never_got_there_counts_as_the_worst():
+def test_a_repeat_that_never_got_there_counts_as_the_worst() -> None:
     assert spread([3.0, None, 1.0]) == Spread(3.0, 1.0, 3.0, 3, 1)
     never = spread([None, 1.0, None])
     assert never is not None
@@ -131,22 +131,23 @@ def test_a_repeat_that_never_got_there_counts_as_the_worst():
     assert spread([None]) is None
 
 
-def test_percentile_is_linear_between_ranks():
+def test_percentile_is_linear_between_ranks() -> None:
     assert percentile([4.0, 1.0, 3.0, 2.0], 0.5) == 2.5
     assert percentile([1.0], 0.9) == 1.0
     with pytest.raises(ValueError, match="no values"):
         percentile([], 0.5)
 
 
-def test_pairs_turn_round_in_odd_repeats():
+def test_pairs_turn_round_in_odd_repeats() -> None:
     slots = schedule(OURS, PEERS[:2], FOR_INFORMATION[:1], 2)
     names = [slot.contestant.name for slot in slots]
     assert names[:5] == ["ours", "sb3", "ours", "cleanrl", "ours-lag1"]
     assert names[5:] == ["sb3", "ours", "cleanrl", "ours", "ours-lag1"]
+    assert [slot.run for slot in slots if slot.contestant is OURS] == [0, 1, 2, 3]
     assert [slot.pair for slot in slots[:4]] == ["sb3", "sb3", "cleanrl", "cleanrl"]
 
 
-def test_pair_ratios_take_ours_from_the_same_pair():
+def test_pair_ratios_take_ours_from_the_same_pair() -> None:
     records = [
         record("ours", pair="sb3", speed=30.0),
         record("sb3", speed=10.0),
@@ -158,7 +159,7 @@ def test_pair_ratios_take_ours_from_the_same_pair():
     assert pair_ratios(records, "cleanrl") == [1.0]
 
 
-def test_verdicts_compare_with_the_best_peer_and_say_what_is_missed():
+def test_verdicts_compare_with_the_best_peer_and_say_what_is_missed() -> None:
     names = [("ours", "Ours"), ("sb3", "SB3"), ("cleanrl", "CleanRL"), ("rllib", "RLlib")]
     records = [
         record("ours", speed=20.0, first_result_s=6.0),
@@ -178,14 +179,14 @@ def test_verdicts_compare_with_the_best_peer_and_say_what_is_missed():
     assert rows[0].steps_to_return == Spread(1000, 1000, 1000, 1)
 
 
-def test_verdicts_without_ours_are_not_measured_and_nothing_breaks():
+def test_verdicts_without_ours_are_not_measured_and_nothing_breaks() -> None:
     rows = summarize([("sb3", "SB3")], [record("sb3", error="exit code 1", exit_code=1)])
     assert {verdict.met for verdict in verdicts(rows)} == {None}
     assert rows[0].num_failed == 1
     assert "not measured" in plain_report(rows, verdicts(rows), [])
 
 
-def test_tables_align_and_escape():
+def test_tables_align_and_escape() -> None:
     assert plain_table(("a", "bb"), [("x", "1")]) == "a  bb\n-  --\nx   1"
     assert markdown_table(("a", "b"), [("x|y", "1")]).splitlines()[2] == "| x\\|y | 1 |"
     with pytest.raises(ValueError, match="has 1 cells"):
@@ -194,29 +195,29 @@ def test_tables_align_and_escape():
     assert spread_text(Spread(2.0, 1.0, 2.0, 3, 1), 1) == "2.0 (1.0–2.0, 1 of 3 never)"
 
 
-def test_infinities_become_null_in_the_written_report(tmp_path):
+def test_infinities_become_null_in_the_written_report(tmp_path: Path) -> None:
     ppo.write(tmp_path / "deep" / "run", {"a": [math.inf, (1.0, math.nan)]}, "# table")
     assert json.loads((tmp_path / "deep" / "run.json").read_text()) == {"a": [None, [1.0, None]]}
     assert (tmp_path / "deep" / "run.md").read_text() == "# table\n"
 
 
-def test_a_date_with_a_dot_in_the_out_path_is_kept(tmp_path):
+def test_a_date_with_a_dot_in_the_out_path_is_kept(tmp_path: Path) -> None:
     ppo.write(tmp_path / "v0.1", {}, "")
     assert (tmp_path / "v0.1.json").exists()
 
 
-def test_an_unknown_contestant_is_refused_with_those_there_are():
+def test_an_unknown_contestant_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="there are ours, sb3"):
         ppo.select("ours,sb4")
 
 
-def test_an_unknown_measure_is_refused():
+def test_an_unknown_measure_is_refused() -> None:
     assert ppo.measures("steady, time") == ["steady", "time"]
     with pytest.raises(ValueError, match="steady, time or both"):
         ppo.measures("tme")
 
 
-def test_our_command_carries_the_matched_settings_and_later_overrides_win(tmp_path):
+def test_our_command_carries_the_matched_settings_and_later_overrides_win(tmp_path: Path) -> None:
     command = train_command(
         storage=tmp_path,
         seed=3,
@@ -230,16 +231,16 @@ def test_our_command_carries_the_matched_settings_and_later_overrides_win(tmp_pa
     assert command[-1] == "--debug"
 
 
-def test_peer_scripts_run_all_steps_unless_told_a_return():
+def test_peer_scripts_run_all_steps_unless_told_a_return() -> None:
     assert math.isinf(parse_arguments([]).stop_return)
     assert parse_arguments(["--stop-return", "450"]).stop_return == 450.0
 
 
-def test_only_torch_is_pinned_for_the_peers():
+def test_only_torch_is_pinned_for_the_peers() -> None:
     assert torch_pins("# torch==1\ntorch==2.13.0  # cpu\ntorchrl==1\nray==2\n") == ["torch==2.13.0"]
 
 
-def test_overhead_leaves_out_a_hidden_rollout_and_names_a_missing_stage():
+def test_overhead_leaves_out_a_hidden_rollout_and_names_a_missing_stage() -> None:
     stages = {"iteration": 0.1, "rollout": 0.03, "update": 0.05}
     row = Iteration(1, 1.0, None, stages)
     assert overhead.overhead_ms(row, rollout_hidden=False) == pytest.approx(20.0)
@@ -250,18 +251,18 @@ def test_overhead_leaves_out_a_hidden_rollout_and_names_a_missing_stage():
         )
 
 
-def test_a_mode_that_failed_every_time_has_a_row_of_dashes():
+def test_a_mode_that_failed_every_time_has_a_row_of_dashes() -> None:
     assert debug_yardstick.cells("x", [None, None]) == ["x", "-", "-", "-", "2"]
 
 
-def test_stat_lines_with_odd_names_are_parsed():
+def test_stat_lines_with_odd_names_are_parsed() -> None:
     stat = parse_stat(STAT)
     assert (stat.pid, stat.parent, stat.state, stat.key) == (41, 7, "S", (41, 3210))
     assert stat.cpu_s == 200 / os.sysconf("SC_CLK_TCK")
 
 
-def test_descendants_follow_parents_through_several_generations():
-    def process(pid: int, parent: int):
+def test_descendants_follow_parents_through_several_generations() -> None:
+    def process(pid: int, parent: int) -> ProcessStat:
         return parse_stat(STAT.replace("41 (", f"{pid} (", 1).replace("S 7", f"S {parent}", 1))
 
     tree = [process(4, 3), process(2, 1), process(3, 2), process(9, 8)]
@@ -290,7 +291,7 @@ def measured(command: list[str], folder: Path, timeout_s: float) -> dict[str, An
     return found
 
 
-def test_a_daemon_that_left_its_session_is_counted_and_ended(tmp_path):
+def test_a_daemon_that_left_its_session_is_counted_and_ended(tmp_path: Path) -> None:
     child = "import time\nwhile time.process_time() < 0.6: pass\ntime.sleep(60)"
     pid_file = tmp_path / "pid"
     parent = (
@@ -305,18 +306,18 @@ def test_a_daemon_that_left_its_session_is_counted_and_ended(tmp_path):
     assert not Path("/proc", pid_file.read_text()).exists()
 
 
-def test_a_command_over_its_time_is_ended_and_said_to_be(tmp_path):
+def test_a_command_over_its_time_is_ended_and_said_to_be(tmp_path: Path) -> None:
     run = measured(["sleep", "30"], tmp_path, timeout_s=0.3)
     assert run["timed_out"]
     assert run["exit_code"] != 0
     assert run["wall_s"] < 5.0
 
 
-def test_process_age_starts_at_process_start_not_at_import():
+def test_process_age_starts_at_process_start_not_at_import() -> None:
     assert process_age_s() > 0.0
 
 
-def test_every_subcommand_has_defaults_that_parse():
+def test_every_subcommand_has_defaults_that_parse() -> None:
     for module in (ppo, overhead, debug_yardstick):
         parser = argparse.ArgumentParser()
         module.add_arguments(parser)

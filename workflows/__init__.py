@@ -1,0 +1,1 @@
+"""The `millrace` command and what it runs; the top layer."""

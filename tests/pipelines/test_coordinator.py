@@ -385,3 +385,19 @@ async def test_what_the_coordinator_answers_can_be_pickled():
     claim = await coordinator.claim(0, seat.incarnation, "a", None)
     assert pickle.loads(pickle.dumps(claim)) == claim
     assert pickle.loads(pickle.dumps(seat)) == seat
+
+
+@scenario
+async def test_workers_of_the_next_stream_take_the_seats_that_the_last_one_left():
+    coordinator = make_coordinator(workers=2, fragments=2, ranks=2)
+    await coordinator.register("a", 0)
+    await coordinator.register("b", 1)
+    await coordinator.vacate(0)
+    seat = await coordinator.register("c", 0)
+    assert (seat.worker_id, seat.incarnation) == (0, 1)
+    with pytest.raises(RuntimeError, match="rank 1 has 1 rollout workers and got one more"):
+        await coordinator.register("d", 1)
+    # Their numbers make seeds and episode ids, so they are new; that nobody failed is known too.
+    await coordinator.advance(0, b"w", None)
+    await coordinator.advance(1, b"w", result_of(1))
+    assert (await coordinator.next_result())["faults/worker_restarts"] == 0

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import StopConfig
-from pipelines.coordinator import Command, GoAhead
+from pipelines.coordinator import END, Command, GoAhead
 from pipelines.learn import EpisodeWindow, LearnLoop, Reached, Share, joined
 from rl_ops import columns as c
 from rl_ops.batch import Batch
@@ -324,9 +324,9 @@ def test_a_stop_before_the_first_fragment_ends_the_loop():
     assert loop.learner.updates == []
 
 
-def test_the_empty_table_of_a_worker_that_was_told_to_end_ends_the_loop():
+def test_the_row_of_a_worker_that_was_told_to_end_ends_the_loop():
     loop = make_loop()
-    loop.run(iter([fragment(0), pa.table({}), fragment(1)]))
+    loop.run(iter([fragment(0), fragment(END, rows=1), fragment(1)]))
     assert loop.learner.updates == [[0]]
 
 

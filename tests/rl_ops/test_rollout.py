@@ -182,6 +182,16 @@ def test_final_obs_is_the_true_successor_and_only_where_last() -> None:
             column(table, c.OBS), column(table, c.IS_LAST), column(table, c.FINAL_OBS), strict=True
         ):
             assert final == ([episode, t + 1] if is_last else None)
+        (plain,) = fragments(make_rollout(spec_of(mode), steps=7, value=V))
+        assert plain.equals(table.select(plain.column_names)), "it changes nothing else"
+
+
+def test_an_episode_that_is_terminated_and_truncated_bootstraps_nothing() -> None:
+    env = env_spec("count", lengths=(2,), ends=("terminated truncated",))
+    (table,) = fragments(make_rollout(env, steps=3, value=V, keep=frozenset({c.FINAL_OBS})))
+    assert column(table, c.TERMINATED) == column(table, c.TRUNCATED) == [False, True, False]
+    assert column(table, c.FINAL_VALUE) == [0, 0, 101.5]
+    assert column(table, c.EPISODE_RETURN) == [None, 1, None]
 
 
 def test_kept_obs_is_what_the_environment_emitted() -> None:

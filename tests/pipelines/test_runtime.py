@@ -1,0 +1,355 @@
+"""Pipelines on a real Ray: the same rows and metrics as without, and an end without remains."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from pipelines import Pipeline, PPOConfig
+from pipelines.config_errors import ConfigError
+from pipelines.errors import TrainingError
+from pipelines.learn import LearnLoop
+from rl_ops import columns as c
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
+
+
+def make_config(env="CartPole-v1", *, workers=1, lag=0, learners=0, **values):
+    rollout = {"num_workers": workers, "num_envs": 4, "fragment_steps": 32, "max_policy_lag": lag}
+    return PPOConfig(
+        env=env,
+        rollout=rollout,
+        model={"hidden": (8,)},
+        num_epochs=2,
+        minibatch_rows=32,
+        learner={"num_workers": learners},
+        resources={"rollout_cpus": 0.25, "learner_cpus": 0.25},
+        **values,
+    )
+
+
+def metrics_of(result):
+    """What must not depend on where the run runs; `time/rollout_s` and the queue are of timing."""
+    skip = ("env_steps_per_s", "run_id", "checkpoint", "queue_fragments")
+    kept = {k: v for k, v in result.items() if not k.startswith("time") and k not in skip}
+    return json.dumps(kept, sort_keys=True)
+
+
+def run(config, storage, *, iterations=3, debug=False):
+    with Pipeline(config, storage=storage, debug=debug) as pipeline:
+        return [metrics_of(pipeline.train()) for _ in range(iterations)]
+
+
+def living_actors():
+    from ray._private.state import actors
+
+    return [a["ActorClassName"] for a in actors().values() if a["State"] != "DEAD"]
+
+
+def wait_until(condition, *, timeout_s=20.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def consumed(monkeypatch):
+    """What the learner consumes: (fragment ids, episode ids with t) of each version, in order."""
+    seen = []
+    iterate = LearnLoop._iterate
+
+    def note(self, tables):
+        ids = [table.column(c.FRAGMENT_ID)[0].as_py() for table in tables]
+        steps = [
+            step
+            for table in tables
+            for step in zip(
+                *(table.column(n).to_pylist() for n in (c.EPISODE_ID, c.T)), strict=True
+            )
+        ]
+        seen.append((ids, steps))
+        iterate(self, tables)
+
+    monkeypatch.setattr(LearnLoop, "_iterate", note)
+    return seen
+
+
+# --- the same as without Ray ---
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_local_mode_gives_the_metrics_of_debug_bit_for_bit(workers, tmp_path):
+    config = make_config(workers=workers, connectors={"normalize_obs": True})
+    assert run(config, tmp_path) == run(config, tmp_path, debug=True)
+
+
+def test_a_worker_group_of_one_gives_the_metrics_of_local_mode_bit_for_bit(tmp_path):
+    grouped = run(make_config(learners=1), tmp_path)
+    assert grouped == run(make_config(), tmp_path, debug=True)
+
+
+def test_a_worker_group_of_two_counts_all_rows_learns_alike_saves_and_resumes(tmp_path):
+    # Minibatches of 3 rows: ranks whose rows differ in number would otherwise differ in steps.
+    config = make_config(
+        workers=2,
+        learners=2,
+        connectors={"normalize_obs": True, "normalize_reward": True},
+        target_kl=0.05,
+        reporting={"window_episodes": 1000},
+    ).with_overrides({"minibatch_rows": 3})
+    with Pipeline(config, storage=tmp_path, name="run") as pipeline:
+        for _ in range(3):
+            result = pipeline.train()
+        path = pipeline.save()
+        rows = pipeline.foreach_rollout_worker(lambda worker: worker.rollout.counters.env_steps)
+        ended = pipeline.foreach_rollout_worker(lambda worker: worker.rollout.counters.episodes)
+    assert rows[0] != rows[1]
+    assert result["env_steps"] == sum(rows)
+    assert result["episodes"] == sum(ended)
+    state = json.loads((path / "state.json").read_text())
+    assert len(set(state["generators"])) == 2
+    with Pipeline.from_checkpoint(path) as pipeline:
+        again = pipeline.train()
+    assert again["training_iteration"] == 4
+    assert again["env_steps"] > result["env_steps"]
+
+
+# --- lag and pauses ---
+
+
+def test_two_workers_a_version_ahead_never_exceed_the_lag_and_reach_it(tmp_path, consumed):
+    config = make_config(workers=2, lag=1, stop={"training_iteration": 12})
+    with Pipeline(config, storage=tmp_path) as pipeline:
+        lags = [result["policy_lag_max"] for result in pipeline.stream()]
+    assert lags[0] == 0
+    assert max(lags) == 1
+    assert [ids for ids, _ in consumed] == [[2 * v, 2 * v + 1] for v in range(12)]
+
+
+def test_a_pipeline_between_calls_takes_no_env_steps_and_obeys(tmp_path):
+    """One run for all that a user does between iterations: they cost seconds each to start."""
+    config = make_config(workers=2, lag=1)
+
+    def env_steps(worker):
+        return worker.rollout.counters.env_steps
+
+    with Pipeline(config, storage=tmp_path, name="run") as pipeline:
+        # Paused from the start: the workers are there and have made nothing.
+        assert pipeline.foreach_rollout_worker(env_steps) == [0, 0]
+        result = pipeline.train()
+        made = pipeline.foreach_rollout_worker(env_steps)
+        time.sleep(0.3)
+        assert pipeline.foreach_rollout_worker(env_steps) == made
+        assert sum(made) == result["env_steps"]
+
+        ids = pipeline.foreach_rollout_worker_with_id(lambda i, worker: (i, worker.worker_id))
+        assert ids == [(0, 0), (1, 1)]
+        with pytest.raises(ZeroDivisionError):
+            pipeline.foreach_rollout_worker(lambda worker: 1 / 0)
+        with pytest.raises(Exception, match="pickle|serialize"):
+            pipeline.foreach_rollout_worker(lambda worker: threading.Lock())
+
+        check_weights_set_by_hand(pipeline)
+        check_leaving_a_stream(pipeline)
+        check_saving_and_going_on(pipeline, tmp_path)
+
+
+def check_weights_set_by_hand(pipeline):
+    policy = pipeline.get_policy()
+    ours = policy.get_weights()
+    halved = ours._replace(module={name: x / 2 for name, x in ours.module.items()})
+
+    def bias(worker):
+        return float(np.abs(worker.rollout.policy.get_weights().module["actor_head.weight"]).sum())
+
+    before = pipeline.foreach_rollout_worker(bias)
+    policy.set_weights(halved)
+    # The workers have this version's weights already; the new ones reach them all the same.
+    after = pipeline.foreach_rollout_worker(bias)
+    assert np.allclose(after, np.array(before) / 2)
+    again = pipeline.get_policy().get_weights().module
+    assert all(np.array_equal(again[name], x) for name, x in halved.module.items())
+    with pytest.raises(ValueError, match="another architecture"):
+        policy.set_weights(ours._replace(module={}))
+
+
+def check_leaving_a_stream(pipeline):
+    """The run is ahead of who reads its results; leaving loses none of them."""
+    seen = [result["training_iteration"] for result, _ in zip(pipeline.stream(), range(5))]
+    assert seen == [2, 3, 4, 5, 6]
+    following = [pipeline.train()["training_iteration"] for _ in range(12)]
+    assert following == list(range(7, 19))
+
+
+def check_saving_and_going_on(pipeline, storage):
+    last = pipeline.train()
+    path = pipeline.save()
+    assert path == storage / "run" / "checkpoints" / str(last["training_iteration"])
+    state = json.loads((path / "state.json").read_text())
+    assert state["loop"]["iteration"] == last["training_iteration"]
+    assert state["learner"]["env_steps"] == last["env_steps"]
+    assert pipeline.save() == path
+    pipeline.close()
+    pipeline.close()
+    with Pipeline.from_checkpoint(path) as resumed:
+        result = resumed.train()
+    assert result["training_iteration"] == last["training_iteration"] + 1
+    assert result["policy_version"] == last["policy_version"] + 1
+    assert result["grad_steps"] > last["grad_steps"]
+    assert result["env_steps"] > last["env_steps"]
+    assert result["episodes"] >= last["episodes"]
+    lines = (storage / "run" / "result.json").read_text().splitlines()
+    iterations = [json.loads(line)["training_iteration"] for line in lines]
+    assert iterations == list(range(1, result["training_iteration"] + 1))
+
+
+# --- the end ---
+
+
+def test_closing_in_the_middle_of_a_stream_is_quick_and_leaves_no_actor_and_no_thread(tmp_path):
+    before = {thread.name for thread in threading.enumerate()}
+    wait_until(lambda: not living_actors())
+    pipeline = Pipeline(make_config(workers=2, lag=1), storage=tmp_path)
+    for result in pipeline.stream():
+        if result["training_iteration"] == 3:
+            start = time.monotonic()
+            pipeline.close()
+            break
+    assert time.monotonic() - start < 10
+    wait_until(lambda: not living_actors())
+    # Ray Data's own prefetcher parks a daemon thread for each iterator, and never ends it.
+    allowed = before | {"Prefetcher"}
+    wait_until(lambda: {thread.name for thread in threading.enumerate()} <= allowed)
+
+
+def test_a_script_that_forgets_to_close_ends_all_the_same(tmp_path):
+    script = f"""
+from pipelines import PPOConfig
+pipeline = PPOConfig(env="CartPole-v1").build(storage={str(tmp_path)!r})
+raise SystemExit(3)
+"""
+    command = [sys.executable, "-c", script]
+    assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == 3
+
+
+# --- failures ---
+
+
+def failure_of(config, storage, **options):
+    start = time.monotonic()
+    with (
+        Pipeline(config, storage=storage, **options) as pipeline,
+        pytest.raises(TrainingError) as caught,
+    ):
+        for _ in range(5):
+            pipeline.train()
+    assert time.monotonic() - start < 60
+    return str(caught.value)
+
+
+def faulty(fault, **kwargs):
+    return {"id": "tests.envs:faulty", "kwargs": {"fault": fault, "key": fault, **kwargs}}
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("shape", "SpecError: tests.envs:faulty.step: obs has shape (1,)"),
+        ("far_obs", "obs has values out of bounds"),
+        ("nan_reward", "reward is nan in environment"),
+        ("reset_shape", "SpecError: tests.envs:faulty.reset: obs has shape (1,)"),
+        ("step", "EnvError: tests.envs:faulty.step failed 2 times in a row (seed "),
+    ],
+)
+def test_a_broken_environment_fails_the_run_with_its_name_and_what_it_did(fault, says, tmp_path):
+    config = make_config(faulty(fault), faults={"max_env_failures": 1})
+    message = failure_of(config, tmp_path)
+    assert message.startswith("rollout worker 0: ")
+    assert says in message
+    assert "\n" not in message
+
+
+def test_an_environment_that_raises_once_costs_an_aborted_episode_and_no_more(tmp_path):
+    with Pipeline(make_config(faulty("step", times=1)), storage=tmp_path) as pipeline:
+        for _ in range(2):
+            result = pipeline.train()
+    assert result["faults/aborted_episodes"] == 1
+    assert result["faults/worker_restarts"] == 0
+
+
+def test_an_environment_that_kills_its_process_each_time_fails_after_the_restarts(tmp_path):
+    config = make_config("tests.learning_envs:deadly", faults={"max_worker_restarts": 1})
+    assert "died" in failure_of(config, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_with_its_terms(tmp_path):
+    config = make_config("Pendulum-v1", optim={"lr": 1e30, "max_grad_norm": None})
+    assert "NonFiniteError: gradient norm" in failure_of(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("resources", "says"),
+    [
+        ({"rollout_cpus": 1000}, "makes 1000 CPUs, and there are"),
+        ({"rollout_gpus": 1}, "makes 1 GPUs, and there are 0"),
+        ({"rollout_custom": {"tpu": 1}}, "tpu"),
+    ],
+)
+def test_resources_that_are_not_there_are_refused_at_once_and_nothing_is_left(
+    resources, says, tmp_path
+):
+    start = time.monotonic()
+    config = PPOConfig(env="CartPole-v1", resources=resources)
+    with pytest.raises(ConfigError, match=says):
+        Pipeline(config, storage=tmp_path)
+    assert time.monotonic() - start < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- kills ---
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_killed_rollout_worker_is_replaced_and_no_fragment_is_lost_or_used_twice(
+    lag, tmp_path, consumed
+):
+    config = make_config(workers=2, lag=lag, stop={"training_iteration": 60})
+    with Pipeline(config, storage=tmp_path) as pipeline:
+        (pid, _) = pipeline.foreach_rollout_worker(lambda worker: os.getpid())
+        for result in pipeline.stream():
+            if result["training_iteration"] == 10:
+                os.kill(pid, signal.SIGKILL)
+    assert result["faults/worker_restarts"] == 1
+    assert result["policy_lag_max"] <= lag
+    assert [ids for ids, _ in consumed] == [[2 * v, 2 * v + 1] for v in range(60)]
+    assert_no_step_twice(consumed)
+    assert result["env_steps"] == sum(len(steps) for _, steps in consumed)
+
+
+def assert_no_step_twice(consumed):
+    counts = Counter(step for _, steps in consumed for step in steps)
+    assert max(counts.values()) == 1
+
+
+def test_a_worker_killed_while_it_runs_a_function_fails_the_function_and_not_the_run(tmp_path):
+    with Pipeline(make_config(), storage=tmp_path) as pipeline:
+        pipeline.train()
+        with pytest.raises(RuntimeError, match="worker 0 died while it ran the function"):
+            pipeline.foreach_rollout_worker(lambda worker: os.kill(os.getpid(), signal.SIGKILL))
+        assert pipeline.train()["faults/worker_restarts"] == 1
+
+
+def test_the_session_is_left_running():
+    assert ray.is_initialized()
