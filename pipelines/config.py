@@ -84,7 +84,8 @@ class ConnectorsConfig(Group):
     """What happens to observations, rewards and actions between environment and network."""
 
     obs: tuple[dict[str, Any], ...] | None = None
-    """Observation connectors in order, each {kind, ...}; None takes the default for the space."""
+    """Observation connectors in order, each {kind, ...}, where kind is FlattenObs, OneHotObs,
+    GrayscaleObs, ResizeObs, FrameStackObs or `module:Class`; None takes the default for the space."""
     normalize_obs: bool = False
     """Subtract the running mean and divide by the running standard deviation."""
     obs_clip: float = Field(default=10.0, gt=0)

@@ -21,7 +21,8 @@ def cause_of(failure: BaseException) -> str:
     """The innermost cause, which is what the user can act on."""
     cause = failure
     while True:
-        inner = getattr(cause, "cause", None) or cause.__cause__
+        ranks = getattr(cause, "worker_failures", {})  # of Ray Train: by rank
+        inner = next(iter(ranks.values()), None) or getattr(cause, "cause", None) or cause.__cause__
         # Ray chains some errors to one of its own that says nothing.
         if not isinstance(inner, BaseException) or inner is cause or not str(inner):
             return f"{type(cause).__name__}: {cause}"

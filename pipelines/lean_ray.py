@@ -15,6 +15,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 _AGENT = "--dashboard_agent_command="
+_is_lean = False
 
 
 @contextlib.contextmanager
@@ -108,9 +109,27 @@ def lean_data() -> None:
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as autoscaling
     from ray.data._internal.execution.operators import actor_pool_map_operator as pool
 
+    global _is_lean
+    _is_lean = True
     fixed, ids, nothing = _FixedResources(), _RandomIds(), _NoActor()
     autoscaling.get_or_create_autoscaling_coordinator = lambda: fixed
     stats.get_or_create_stats_actor = lambda: ids
     pool.get_or_create_actor_location_tracker = lambda: nothing
     # Without news the pool takes an actor to be where it started.
     pool.get_actor_locations = lambda logical_ids: {}  # noqa: ARG005
+
+
+def lean_train() -> None:
+    """Spare Ray Train the actor that watches its controller, where `lean_data` is in force.
+
+    It asks the dashboard, which is not there: each question lasts 10 s, and so does the end of
+    every run with a worker group. What it would clean up ends with the driver's own Ray.
+    """
+    from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+    from ray.train.v2.api import data_parallel_trainer
+
+    class NoCleaner(ControllerCallback, WorkerGroupCallback):
+        """Takes every call of Ray Train, does nothing."""
+
+    if _is_lean:
+        data_parallel_trainer.PlacementGroupCleanerCallback = NoCleaner

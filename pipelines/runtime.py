@@ -14,6 +14,7 @@ from ray.train.torch import TorchTrainer
 from pipelines.coordinator import Coordinator
 from pipelines.dataflow import Plan
 from pipelines.flow import FlowControl
+from pipelines.lean_ray import lean_train
 from pipelines.ray_session import tune_ray_data
 from pipelines.rollout_worker import RolloutWorker
 from pipelines.train_function import train_function
@@ -103,6 +104,8 @@ def make_trainer(plan: Plan, coordinator: Any, task: TrainTask, *, name: str) ->
         f"rollouts_{rank}": rollout_dataset(plan, coordinator, rank=rank)
         for rank in range(max(1, ranks))
     }
+    if ranks:
+        lean_train()
     resources = {"CPU": config.resources.learner_cpus, **config.resources.learner_custom}
     if config.resources.learner_gpus:
         resources["GPU"] = config.resources.learner_gpus

@@ -145,7 +145,7 @@ ACTION_CONNECTORS: Final[Mapping[str, type[Any]]] = {
     "RescaleAction": RescaleAction,
     "ShiftDiscrete": ShiftDiscrete,
 }
-"""The kinds that a pipeline's JSON may name; add your own for `ActionConnectors.from_json`."""
+"""The kinds that a pipeline's JSON may name."""
 
 
 @dataclass(frozen=True)

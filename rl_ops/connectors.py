@@ -15,6 +15,7 @@ from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 from rl_ops.errors import SpecError
 from rl_ops.image_connectors import GrayscaleObs as GrayscaleObs
 from rl_ops.image_connectors import ResizeObs as ResizeObs
+from rl_ops.object_path import load_object, object_path
 from rl_ops.spaces import codec_for, flat_size, leaf_bounds, space_from_json, space_to_json
 from rl_ops.tree import (
     Tree,
@@ -158,7 +159,7 @@ OBS_CONNECTORS: Final[Mapping[str, type[Any]]] = {
     "ResizeObs": ResizeObs,
     "FrameStackObs": FrameStackObs,
 }
-"""The kinds that a pipeline's JSON may name; add your own for `ObsConnectors.from_json`."""
+"""The kinds that a pipeline's JSON may name."""
 
 
 @dataclass(frozen=True)
@@ -259,31 +260,47 @@ def pipeline_to_json(steps: Iterable[object], space: Space) -> dict[str, Any]:
     for step in steps:
         if not is_dataclass(step) or isinstance(step, type):
             raise SpecError(f"connector {step!r} has no JSON form; make it a frozen dataclass.")
-        described.append({"kind": type(step).__name__, **asdict(step)})
+        kind = type(step)
+        name = kind.__name__ if kind.__module__.startswith("rl_ops.") else object_path(kind)
+        described.append({"kind": name, **asdict(step)})
     return {"space": space_to_json(space), "steps": described}
 
 
 def pipeline_from_json(
     data: Mapping[str, Any], kinds: Mapping[str, type[Any]]
 ) -> tuple[tuple[Any, ...], Space]:
-    """The connectors and the space that `pipeline_to_json` described, of the kinds given only."""
+    """The connectors and the space that `pipeline_to_json` described."""
     try:
         space, steps = space_from_json(data["space"]), [dict(step) for step in data["steps"]]
     except (KeyError, TypeError) as error:
         raise SpecError(f"connectors' JSON lacks its space or steps: {error!r}") from error
     made = []
     for fields in steps:
-        kind = fields.pop("kind", None)
-        if not isinstance(kind, str) or kind not in kinds:
-            raise SpecError(
-                f"connector kind {kind!r} is unknown; kinds are {', '.join(kinds)}. "
-                "Pass a custom one in `kinds`."
-            )
+        name = fields.pop("kind", None)
+        kind = _kind(name, kinds)
         try:
-            made.append(kinds[kind](**fields))
+            made.append(kind(**fields))
         except (TypeError, ValueError) as error:
-            raise SpecError(f"connector {kind} cannot be made of {fields}: {error}") from error
+            raise SpecError(f"connector {name} cannot be made of {fields}: {error}") from error
     return tuple(made), space
+
+
+def _kind(name: Any, kinds: Mapping[str, type[Any]]) -> type[Any]:
+    """A connector's class: one of `kinds`, or one of the user's own by its path."""
+    if isinstance(name, str) and name in kinds:
+        return kinds[name]
+    if isinstance(name, str) and ":" in name:
+        try:
+            kind = load_object(name)
+        except ValueError as error:
+            raise SpecError(f"connector kind {error}") from error
+        if isinstance(kind, type) and is_dataclass(kind):
+            return kind
+        raise SpecError(f"connector kind {name!r} is {kind!r}; expected a frozen dataclass.")
+    raise SpecError(
+        f"connector kind {name!r} is unknown; kinds are {', '.join(kinds)}, or 'module:Class' for "
+        "one of your own."
+    )
 
 
 def _as_frames(batch: Array) -> Array:

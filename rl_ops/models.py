@@ -3,7 +3,6 @@
 Legend: B rows, P distribution parameters, D features, K towers (actor, critic).
 """
 
-import importlib
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from rl_ops.model_spec import ModelSpec
+from rl_ops.object_path import load_object
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
@@ -32,26 +32,6 @@ def build_model(spec: ModelSpec) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise ValueError(f"{spec.factory} returned {type(module).__name__}, expected a nn.Module")
     return module
-
-
-def load_object(path: str) -> Any:
-    """The object at "module:name".
-
-    Raises:
-        ValueError: malformed path, unknown module or unknown name; the message says which.
-    """
-    module_name, _, name = path.partition(":")
-    if not module_name or not name:
-        raise ValueError(f"{path!r} is not a path of the form 'module:name'")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{path!r}: no module {error.name!r}; is its folder on PYTHONPATH, or the working one?"
-        ) from error
-    if not hasattr(module, name):
-        raise ValueError(f"{path!r}: module {module_name!r} has no {name!r}")
-    return getattr(module, name)
 
 
 class _NumpyTanh(torch.autograd.Function):

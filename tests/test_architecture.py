@@ -23,7 +23,15 @@ RL_OPS_NEEDS = {"numpy", "pyarrow", "gymnasium", "torch"}
 WITHOUT_TORCH = {
     *("action_connectors", "arrays", "categorical", "codec", "columns", "connectors"),
     *("distributions", "env_step", "envs", "errors", "gaussian", "guarded_env"),
-    *("image_connectors", "inference", "model_spec", "moments", "obs_check", "operators"),
+    *(
+        "image_connectors",
+        "inference",
+        "model_spec",
+        "moments",
+        "obs_check",
+        "object_path",
+        "operators",
+    ),
     *("optim_spec", "policy", "recorder", "returns", "rollout", "schedules", "spaces", "tree"),
 }
 """Modules of rl_ops that a rollout worker process loads: torch would cost each 1.3 s."""

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl_ops.connectors import (
-    OBS_CONNECTORS,
     FlattenObs,
     FrameStackObs,
     GrayscaleObs,
@@ -331,21 +330,19 @@ def test_an_obs_pipeline_comes_back_from_json(connectors):
     assert again.to_json() == connectors.to_json()
 
 
-def test_custom_kinds_load_only_where_they_are_named():
+def test_connectors_of_the_users_own_are_named_by_their_path():
     connectors = ObsConnectors((Scale(0.5), Delta()), Box(0, 9, (1,), np.float32))
     data = json.loads(json.dumps(connectors.to_json()))
-    with pytest.raises(
-        SpecError, match=r"kind 'Scale' is unknown; .* Pass a custom one in `kinds`"
-    ):
-        ObsConnectors.from_json(data)
-    kinds = {**OBS_CONNECTORS, "Scale": Scale, "Delta": Delta}
-    assert ObsConnectors.from_json(data, kinds) == connectors
+    assert [step["kind"] for step in data["steps"]] == [f"{__name__}:Scale", f"{__name__}:Delta"]
+    assert ObsConnectors.from_json(data) == connectors
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"steps": [{"kind": "os.system"}]}, "kind 'os.system' is unknown"),
+        ({"steps": [{"kind": "os:system"}]}, "expected a frozen dataclass"),
+        ({"steps": [{"kind": "nosuch:Kind"}]}, "no module 'nosuch'"),
         ({"steps": [{}]}, "kind None is unknown"),
         ({"steps": [{"kind": ["FlattenObs"]}]}, "is unknown"),
         ({"steps": [{"kind": "FrameStackObs", "num_frames": 0}]}, "cannot be made of"),

@@ -11,9 +11,9 @@ from rl_ops.models import (
     CNNActorCritic,
     MLPActorCritic,
     build_model,
-    load_object,
     tanh,
 )
+from rl_ops.object_path import load_object
 
 MLP = ModelSpec("mlp", (4,), 3, hidden=(8, 16))
 CNN = ModelSpec("cnn", (20, 24, 3), 2, hidden=(16,), conv=((4, 4, 2), (8, 3, 1)), obs_scale=1 / 255)
