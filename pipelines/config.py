@@ -85,7 +85,7 @@ class ConnectorsConfig(Group):
 
     obs: tuple[dict[str, Any], ...] | None = None
     """Observation connectors in order, each {kind, ...}, where kind is FlattenObs, OneHotObs,
-    GrayscaleObs, ResizeObs, FrameStackObs or `module:Class`; None takes the default for the space."""
+    GrayscaleObs, ResizeObs, FrameStackObs or `module:Class`; None takes the space's default."""
     normalize_obs: bool = False
     """Subtract the running mean and divide by the running standard deviation."""
     obs_clip: float = Field(default=10.0, gt=0)

@@ -3,19 +3,15 @@
 A fresh `ray.init` starts a dashboard, an autoscaler monitor, a log monitor and two agents, and the
 first Ray Data execution three more actors: 5.4 of the 10.8 CPU-seconds before a first result on two
 cores (measured, docs/decisions.md). On one machine that nothing can be added to they have no work.
-A cluster (`--ray-address`) is used as it is. Written for Ray 2.60; `lean_start` falls back to
-Ray's own start where a name it replaces has gone.
+A cluster (`--ray-address`) is used as it is. Written for Ray 2.60, which pyproject.toml pins.
 """
 
 import contextlib
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-log = logging.getLogger(__name__)
-
 _AGENT = "--dashboard_agent_command="
-_is_lean = False
+_undo: contextlib.ExitStack | None = None
 
 
 @contextlib.contextmanager
@@ -104,19 +100,31 @@ class _RandomIds(_NoActor):
 
 
 def lean_data() -> None:
-    """Spare Ray Data in this process its service actors, until Ray is shut down."""
+    """Spare Ray Data in this process its service actors, until `plain_data`."""
     from ray.data._internal import stats
     from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as autoscaling
     from ray.data._internal.execution.operators import actor_pool_map_operator as pool
 
-    global _is_lean
-    _is_lean = True
+    global _undo
+    plain_data()
     fixed, ids, nothing = _FixedResources(), _RandomIds(), _NoActor()
-    autoscaling.get_or_create_autoscaling_coordinator = lambda: fixed
-    stats.get_or_create_stats_actor = lambda: ids
-    pool.get_or_create_actor_location_tracker = lambda: nothing
-    # Without news the pool takes an actor to be where it started.
-    pool.get_actor_locations = lambda logical_ids: {}  # noqa: ARG005
+    replaced: list[tuple[Any, str, Any]] = [
+        (autoscaling, "get_or_create_autoscaling_coordinator", lambda: fixed),
+        (stats, "get_or_create_stats_actor", lambda: ids),
+        (pool, "get_or_create_actor_location_tracker", lambda: nothing),
+        # Without news the pool takes an actor to be where it started.
+        (pool, "get_actor_locations", lambda logical_ids: {}),  # noqa: ARG005
+    ]
+    _undo = contextlib.ExitStack()
+    _undo.enter_context(_replaced(replaced))
+
+
+def plain_data() -> None:
+    """Give Ray Data its service actors back: the Ray that did without them has ended."""
+    global _undo
+    if _undo is not None:
+        _undo.close()
+        _undo = None
 
 
 def lean_train() -> None:
@@ -128,8 +136,8 @@ def lean_train() -> None:
     from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
     from ray.train.v2.api import data_parallel_trainer
 
-    class NoCleaner(ControllerCallback, WorkerGroupCallback):
-        """Takes every call of Ray Train, does nothing."""
-
-    if _is_lean:
-        data_parallel_trainer.PlacementGroupCleanerCallback = NoCleaner
+    if _undo is not None:
+        bases = ControllerCallback, WorkerGroupCallback
+        cleaner = type("NoCleaner", bases, {})
+        replaced = [(data_parallel_trainer, "PlacementGroupCleanerCallback", cleaner)]
+        _undo.enter_context(_replaced(replaced))

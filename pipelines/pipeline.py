@@ -292,9 +292,9 @@ class Pipeline:
 
     def _give_ray_back(self) -> None:
         if self._owns_ray:
-            import ray
+            from pipelines.ray_session import stop_ray
 
-            ray.shutdown()
+            stop_ray()
 
     def __enter__(self) -> Self:
         return self

@@ -84,6 +84,16 @@ def _start(address: str | None) -> bool:
     return True
 
 
+def stop_ray() -> None:
+    """Disconnect from Ray, ending it where `start_ray` started it."""
+    import ray
+
+    from pipelines.lean_ray import plain_data
+
+    ray.shutdown()
+    plain_data()
+
+
 def _mute_task_errors() -> None:
     """Keep Ray from printing to stdout that tasks it retries failed; what matters is raised."""
     from ray._private.ray_logging import global_worker_stdstream_dispatcher

@@ -9,7 +9,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 from ray.data.block import BlockMetadataWithSchema
 from ray.train import DataConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.coordinator import Coordinator
 from pipelines.dataflow import Plan
@@ -20,6 +20,7 @@ from pipelines.rollout_worker import RolloutWorker
 from pipelines.train_function import train_function
 from pipelines.training import TrainTask
 
+_MAX_PAUSE_S = 365 * 86400
 MAX_TICKETS = 50_000
 """Of one execution of Ray Data; then a new one follows, with new rollout workers."""
 
@@ -118,6 +119,8 @@ def make_trainer(plan: Plan, coordinator: Any, task: TrainTask, *, name: str) ->
             use_gpu=bool(config.resources.learner_gpus),
             resources_per_worker=resources if ranks else None,
         ),
+        # While a run is paused, rank 0 waits for the driver and the others for rank 0.
+        torch_config=TorchConfig(timeout_s=_MAX_PAUSE_S),
         run_config=RunConfig(name=name, storage_path=task.train_storage),
         # Every rank iterates a stream of its own, so nothing has to be split between them.
         dataset_config=DataConfig(datasets_to_split=[], enable_shard_locality=False),

@@ -13,10 +13,8 @@ settings.load_profile("millrace")
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray, started as a run starts it; pipelines join it and leave it running."""
-    import ray
-
-    from pipelines.ray_session import start_ray
+    from pipelines.ray_session import start_ray, stop_ray
 
     start_ray()
     yield
-    ray.shutdown()
+    stop_ray()

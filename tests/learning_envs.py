@@ -1,4 +1,4 @@
-"""Environments that are learned in seconds, for which a policy is as good as it copies its input."""
+"""Environments that are learned in seconds: a policy is as good as it copies its input."""
 
 import os
 from typing import Any

@@ -3,7 +3,7 @@
 from pipelines.errors import cause_of
 
 
-class WithCause(Exception):
+class CausedError(Exception):
     def __init__(self, text, cause=None, failures=None):
         super().__init__(text)
         self.cause = cause
@@ -22,7 +22,7 @@ def test_an_error_without_a_cause_is_told_itself():
 
 def test_the_innermost_cause_is_told_through_attributes_chains_and_ranks():
     inner = chained(RuntimeError("outer"), KeyError("inner"))
-    failure = WithCause("train", failures={1: WithCause("task", cause=inner)})
+    failure = CausedError("train", failures={1: CausedError("task", cause=inner)})
     assert cause_of(failure) == "KeyError: 'inner'"
 
 
@@ -31,6 +31,6 @@ def test_a_cause_that_says_nothing_is_not_told():
 
 
 def test_an_error_that_is_its_own_cause_ends():
-    error = WithCause("round")
+    error = CausedError("round")
     error.cause = error
-    assert cause_of(error) == "WithCause: round"
+    assert cause_of(error) == "CausedError: round"

@@ -103,7 +103,7 @@ def test_a_worker_group_of_one_gives_the_metrics_of_local_mode_bit_for_bit(tmp_p
     assert grouped == run(make_config(), tmp_path, debug=True)
 
 
-def test_a_worker_group_of_two_counts_all_rows_learns_alike_saves_and_resumes(tmp_path):
+def test_a_worker_group_of_two_counts_all_rows_and_saves_each_generator(tmp_path):
     # Minibatches of 3 rows: ranks whose rows differ in number would otherwise differ in steps.
     config = make_config(
         workers=2,
@@ -123,22 +123,9 @@ def test_a_worker_group_of_two_counts_all_rows_learns_alike_saves_and_resumes(tm
     assert result["episodes"] == sum(ended)
     state = json.loads((path / "state.json").read_text())
     assert len(set(state["generators"])) == 2
-    with Pipeline.from_checkpoint(path) as pipeline:
-        again = pipeline.train()
-    assert again["training_iteration"] == 4
-    assert again["env_steps"] > result["env_steps"]
 
 
-# --- lag and pauses ---
-
-
-def test_two_workers_a_version_ahead_never_exceed_the_lag_and_reach_it(tmp_path, consumed):
-    config = make_config(workers=2, lag=1, stop={"training_iteration": 12})
-    with Pipeline(config, storage=tmp_path) as pipeline:
-        lags = [result["policy_lag_max"] for result in pipeline.stream()]
-    assert lags[0] == 0
-    assert max(lags) == 1
-    assert [ids for ids, _ in consumed] == [[2 * v, 2 * v + 1] for v in range(12)]
+# --- pauses ---
 
 
 def test_a_pipeline_between_calls_takes_no_env_steps_and_obeys(tmp_path):
@@ -254,12 +241,12 @@ raise SystemExit(3)
 
 def failure_of(config, storage, **options):
     start = time.monotonic()
+    config = config.with_overrides({"stop.training_iteration": 5})
     with (
         Pipeline(config, storage=storage, **options) as pipeline,
         pytest.raises(TrainingError) as caught,
     ):
-        for _ in range(5):
-            pipeline.train()
+        list(pipeline.stream())
     assert time.monotonic() - start < 60
     return str(caught.value)
 
@@ -272,8 +259,6 @@ def faulty(fault, **kwargs):
     ("fault", "says"),
     [
         ("shape", "SpecError: tests.envs:faulty.step: obs has shape (1,)"),
-        ("far_obs", "obs has values out of bounds"),
-        ("nan_reward", "reward is nan in environment"),
         ("reset_shape", "SpecError: tests.envs:faulty.reset: obs has shape (1,)"),
         ("step", "EnvError: tests.envs:faulty.step failed 2 times in a row (seed "),
     ],
@@ -292,11 +277,6 @@ def test_an_environment_that_raises_once_costs_an_aborted_episode_and_no_more(tm
             result = pipeline.train()
     assert result["faults/aborted_episodes"] == 1
     assert result["faults/worker_restarts"] == 0
-
-
-def test_an_environment_that_kills_its_process_each_time_fails_after_the_restarts(tmp_path):
-    config = make_config("tests.learning_envs:deadly", faults={"max_worker_restarts": 1})
-    assert "died" in failure_of(config, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_with_its_terms(tmp_path):
@@ -326,18 +306,20 @@ def test_resources_that_are_not_there_are_refused_at_once_and_nothing_is_left(
 # --- kills ---
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_a_killed_rollout_worker_is_replaced_and_no_fragment_is_lost_or_used_twice(
-    lag, tmp_path, consumed
+def test_a_killed_worker_a_version_ahead_is_replaced_and_no_fragment_is_lost_or_used_twice(
+    tmp_path, consumed
 ):
-    config = make_config(workers=2, lag=lag, stop={"training_iteration": 60})
+    config = make_config(workers=2, lag=1, stop={"training_iteration": 60})
+    lags = []
     with Pipeline(config, storage=tmp_path) as pipeline:
         (pid, _) = pipeline.foreach_rollout_worker(lambda worker: os.getpid())
         for result in pipeline.stream():
+            lags.append(result["policy_lag_max"])
             if result["training_iteration"] == 10:
                 os.kill(pid, signal.SIGKILL)
     assert result["faults/worker_restarts"] == 1
-    assert result["policy_lag_max"] <= lag
+    assert lags[0] == 0
+    assert max(lags) == 1
     assert [ids for ids, _ in consumed] == [[2 * v, 2 * v + 1] for v in range(60)]
     assert_no_step_twice(consumed)
     assert result["env_steps"] == sum(len(steps) for _, steps in consumed)

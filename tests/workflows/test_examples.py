@@ -53,7 +53,7 @@ def test_an_example_runs_with_options_over_its_file(millrace):
     result = millrace("example", "run", "cartpole-ppo", *words, "--stop", stop)
     assert result.exit_code == 0, result.output
     params = json.loads((millrace.run_folder() / "params.json").read_text())
-    assert (params["seed"], params["num_epochs"], params["gae_lambda"]) == (5, 20, 0.8)
+    assert (params["seed"], params["num_epochs"], params["gae_lambda"]) == (5, 10, 0.8)
 
 
 def test_a_path_is_no_example(millrace):
