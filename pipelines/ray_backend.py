@@ -3,6 +3,7 @@
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ from pipelines.training import TrainTask
 from rl_ops.policy import Weights
 
 _POLL_S = 0.2
+_CLOSE_S = 30.0
+_RAY_DATA_THREADS = ("StreamingExecutor-", "iter_threaded", "first-fragment")
 
 
 class RayBackend:
@@ -111,8 +114,20 @@ class RayBackend:
         self._evaluation.close()
         if self._thread.is_alive():
             ray.get(self._coordinator.stop.remote())
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=_CLOSE_S)
         ray.kill(self._coordinator)
+        _join_ray_data()
+
+
+def _join_ray_data() -> None:
+    """Wait for the threads of a stream that was closed.
+
+    One that calls Ray after it was shut down makes Ray end the whole process, with exit code 1.
+    """
+    deadline = time.monotonic() + _CLOSE_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(_RAY_DATA_THREADS):
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def check_room(config: AlgorithmConfig, *, ray_address: str | None) -> None:

@@ -1,10 +1,11 @@
 """The function Ray Train runs on each learner rank; in local mode, in the driver itself."""
 
+import contextlib
 import itertools
 import pickle
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -89,7 +90,7 @@ class FragmentStream:
         except BaseException as error:  # noqa: BLE001 - raised again in the learner's thread
             self._first.put(error)
 
-    def __iter__(self) -> Iterator[pa.Table]:
+    def __iter__(self) -> Generator[pa.Table, None, None]:
         first = self._first.get()
         if isinstance(first, BaseException):
             raise first
@@ -111,4 +112,5 @@ def train_function(settings: dict[str, Any]) -> None:
     grouped = task.plan.config.learner.num_workers > 0
     device = ray.train.torch.get_device() if grouped else pick_device(task.plan)
     world = World(rank=rank, size=size, device=device)
-    make_loop(task, RayFlow(coordinator, world), world).run(iter(stream))
+    with contextlib.closing(iter(stream)) as fragments:
+        make_loop(task, RayFlow(coordinator, world), world).run(fragments)
