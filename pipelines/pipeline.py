@@ -11,11 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from pipelines.backend import Backend, LocalBackend
 from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
 from pipelines.errors import CheckpointError, TrainingError
 from pipelines.evaluation import EvaluationTask
+from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
 from pipelines.training import TrainTask, plan_for
@@ -91,13 +94,17 @@ class Pipeline:
     def _start(self, task: TrainTask, *, ray_address: str | None, debug: bool) -> Backend:
         if debug:
             return LocalBackend(task)
-        # Imports ray, ray.data and ray.train, which --debug must do without.
-        from pipelines.ray_backend import RayBackend, check_room
-        from pipelines.ray_session import start_ray
+        from pipelines.ray_session import ray_is_up, start_ray
 
-        check_room(self.config, ray_address=ray_address)
+        if ray_address is None and not ray_is_up():
+            cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+            check_resources(self.config, cpus=cpus, gpus=gpus)
         self._owns_ray = start_ray(address=ray_address)
-        check_room(self.config, ray_address=ray_address)
+        # Not before Ray is up: it may be starting in a thread, and two threads that import parts of
+        # ray side by side find each other's half-made modules.
+        from pipelines.ray_backend import RayBackend, check_room
+
+        check_room(self.config)
         return RayBackend(task, name=self.run_id, start_version=self._version)
 
     def _leave_nothing(self, *, folder_is_new: bool) -> None:

@@ -1,6 +1,5 @@
 """A dataflow on Ray: the coordinator's actor, and the trainer in a thread of the driver."""
 
-import os
 import pickle
 import threading
 import time
@@ -8,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-import torch
 from ray import cloudpickle
 
 from pipelines.config import AlgorithmConfig
@@ -130,19 +128,15 @@ def _join_ray_data() -> None:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
 
-def check_room(config: AlgorithmConfig, *, ray_address: str | None) -> None:
-    """Refuse what Ray would wait for without end; against the machine until Ray has started.
+def check_room(config: AlgorithmConfig) -> None:
+    """Refuse what the Ray that is up would wait for without end.
 
     Raises:
         ConfigError: with the numbers.
     """
-    if ray.is_initialized():
-        has = ray.cluster_resources()
-        cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
-        check_resources(config, cpus=cpus, gpus=gpus, custom=has)
-    elif ray_address is None:
-        cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
-        check_resources(config, cpus=cpus, gpus=gpus)
+    has = ray.cluster_resources()
+    cpus, gpus = has.get("CPU", 0.0), has.get("GPU", 0.0)
+    check_resources(config, cpus=cpus, gpus=gpus, custom=has)
 
 
 def _got(call: Any) -> Any:

@@ -38,6 +38,15 @@ def start_ray_soon() -> None:
     threading.Thread(target=start, name="ray", daemon=True).start()
 
 
+def ray_is_up() -> bool:
+    """Whether this process is connected to a Ray; one that is being started is not up yet."""
+    if _started is not None:
+        return False
+    import ray
+
+    return bool(ray.is_initialized())
+
+
 def start_ray(*, address: str | None = None) -> bool:
     """Connect to Ray, starting a local one where none is.
 
