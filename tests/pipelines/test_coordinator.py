@@ -401,3 +401,27 @@ async def test_workers_of_the_next_stream_take_the_seats_that_the_last_one_left(
     await coordinator.advance(0, b"w", None)
     await coordinator.advance(1, b"w", result_of(1))
     assert (await coordinator.next_result())["faults/worker_restarts"] == 0
+
+
+@scenario
+async def test_a_failed_worker_ends_the_run_for_all_and_the_first_reason_is_kept():
+    coordinator = make_coordinator(workers=2, fragments=2, budget=0)
+    first, second = await seated(coordinator, "a"), await seated(coordinator, "b")
+    publishing = start(coordinator.advance(0, b"w", None))
+    waiting = [first("a0"), second("b0")]
+    assert await waits(waiting[0])
+    assert await coordinator.failure() is None
+    await coordinator.fail("SpecError: shape", "Traceback ...")
+    await coordinator.fail("EnvError: later", "")
+    assert [(await claim).fragment_id for claim in waiting] == [None, None]
+    assert {command.name for command in (await publishing).commands} == {"stop"}
+    assert await coordinator.failure() == ("SpecError: shape", "Traceback ...")
+
+
+@scenario
+async def test_results_made_before_a_failure_can_still_be_taken():
+    coordinator = make_coordinator()
+    await coordinator.advance(0, b"w", None)
+    await coordinator.advance(1, b"w", result_of(1))
+    await coordinator.fail("no", "")
+    assert (await coordinator.next_result())["policy_version"] == 1
