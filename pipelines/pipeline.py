@@ -16,7 +16,7 @@ import torch
 from pipelines.backend import Backend, LocalBackend
 from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
-from pipelines.errors import CheckpointError, TrainingError
+from pipelines.errors import CheckpointError, StorageError, TrainingError
 from pipelines.evaluation import EvaluationTask
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
@@ -66,7 +66,7 @@ class Pipeline:
             _check_same_policy(checkpoint, self._plan.policy.to_json())
         going_on = checkpoint is not None and checkpoint.state["run_id"] == self.run_id
         self._iteration = checkpoint.state["loop"]["iteration"] if checkpoint else 0
-        folder = Path(storage or _storage_of(checkpoint) or DEFAULT_STORAGE).expanduser()
+        folder = _local_folder(storage or _storage_of(checkpoint) or DEFAULT_STORAGE)
         self.folder = RunFolder(
             folder, self.run_id, resume_at=self._iteration if going_on else None
         )
@@ -327,6 +327,12 @@ class PipelinePolicy(Policy):
         if hasattr(self, "_backend"):  # not yet, when the base class is made
             self._backend.command_learner("set_weights", weights)
         super().set_weights(weights)
+
+
+def _local_folder(storage: str | os.PathLike[str]) -> Path:
+    if "://" in str(storage):
+        raise StorageError(f"storage {storage} is no local folder; addresses are not supported yet")
+    return Path(storage).expanduser()
 
 
 def _made_up_name(config: AlgorithmConfig, checkpoint: Checkpoint | None) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from pipelines import Pipeline, PPOConfig
 from pipelines.backend import LocalBackend
-from pipelines.errors import CheckpointError, TrainingError
+from pipelines.errors import CheckpointError, StorageError, TrainingError
 
 
 def make_config(**values):
@@ -126,3 +126,11 @@ def test_evaluating_changes_nothing_of_the_training(tmp_path):
                 num_episodes=2, seed=3
             )
     assert losses[0] == losses[1]
+
+
+def test_storage_at_an_address_is_refused_instead_of_made_a_local_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = PPOConfig(env="CartPole-v1")
+    with pytest.raises(StorageError, match="s3://bucket/runs is no local folder"):
+        Pipeline(config, storage="s3://bucket/runs", debug=True)
+    assert not list(tmp_path.iterdir())
