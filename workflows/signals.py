@@ -61,7 +61,7 @@ class GracefulStop:
         if self.signal is None:
             self.signal = signal.Signals(number)
             if not self._held:
-                raise Interrupted(128 + number)
+                self._end_before_the_run(name, number)
             _say(f"\n{name}: stopping after this iteration; again ends at once\n")
             return
         if self.on_abrupt_end is not None:
@@ -69,6 +69,15 @@ class GracefulStop:
         _say(f"\n{name} again: ended at once\n")
         # Not sys.exit: finally blocks could wait. Ray's processes end with this one.
         os._exit(128 + number)
+
+
+    def _end_before_the_run(self, name: str, number: int) -> None:
+        module = sys.modules.get("pipelines.pipeline")
+        if not hasattr(module, "Pipeline"):
+            # torch is being imported, whose C++ aborts on an exception; nothing was written yet.
+            _say(f"\n{name}: ended before the run began\n")
+            os._exit(128 + number)
+        raise Interrupted(128 + number)
 
 
 def _say(text: str) -> None:
