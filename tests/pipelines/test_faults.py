@@ -16,8 +16,6 @@ import pytest
 from pipelines import Pipeline, PPOConfig
 from pipelines.checkpoint import Checkpoint, latest_checkpoint
 from pipelines.errors import TrainingError
-from pipelines.learn import LearnLoop
-from rl_ops import columns as c
 
 ROOT = Path(__file__).parents[2]
 ROWS = 2 * 4 * 32
@@ -36,22 +34,6 @@ def make_config(env="Pendulum-v1", *, lag=0, **values):
         resources={"rollout_cpus": 0.25, "learner_cpus": 0.25},
         **values,
     )
-
-
-@pytest.fixture
-def consumed(monkeypatch):
-    """(fragment ids, episode ids with t) of each version that the learner consumes."""
-    seen = []
-    iterate = LearnLoop._iterate
-
-    def note(self, tables):
-        ids = [table.column(c.FRAGMENT_ID)[0].as_py() for table in tables]
-        columns = [[t.column(n).to_pylist() for n in (c.EPISODE_ID, c.T)] for t in tables]
-        seen.append((ids, [step for pair in columns for step in zip(*pair, strict=True)]))
-        iterate(self, tables)
-
-    monkeypatch.setattr(LearnLoop, "_iterate", note)
-    return seen
 
 
 def descendants(pid):

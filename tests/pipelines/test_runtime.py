@@ -17,8 +17,6 @@ import ray
 from pipelines import Pipeline, PPOConfig
 from pipelines.config_errors import ConfigError
 from pipelines.errors import TrainingError
-from pipelines.learn import LearnLoop
-from rl_ops import columns as c
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,28 +63,6 @@ def wait_until(condition, *, timeout_s=20.0):
     while not condition():
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(0.05)
-
-
-@pytest.fixture
-def consumed(monkeypatch):
-    """What the learner consumes: (fragment ids, episode ids with t) of each version, in order."""
-    seen = []
-    iterate = LearnLoop._iterate
-
-    def note(self, tables):
-        ids = [table.column(c.FRAGMENT_ID)[0].as_py() for table in tables]
-        steps = [
-            step
-            for table in tables
-            for step in zip(
-                *(table.column(n).to_pylist() for n in (c.EPISODE_ID, c.T)), strict=True
-            )
-        ]
-        seen.append((ids, steps))
-        iterate(self, tables)
-
-    monkeypatch.setattr(LearnLoop, "_iterate", note)
-    return seen
 
 
 # --- the same as without Ray ---
