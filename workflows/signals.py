@@ -70,7 +70,6 @@ class GracefulStop:
         # Not sys.exit: finally blocks could wait. Ray's processes end with this one.
         os._exit(128 + number)
 
-
     def _end_before_the_run(self, name: str, number: int) -> None:
         module = sys.modules.get("pipelines.pipeline")
         if not hasattr(module, "Pipeline"):
