@@ -22,6 +22,7 @@ from rl_ops.operators import AddGAE, ClipReward, Operator
 from rl_ops.optim import FlatOptimizer
 from rl_ops.optim_spec import OptimSpec
 from rl_ops.policy import Weights
+from rl_ops.pullback import Pullback, covers
 from rl_ops.schedules import Schedule, value_at
 
 C = TypeVar("C", bound=OnPolicyConfig)
@@ -65,6 +66,8 @@ class ActorCriticLearner(Learner[C]):
         optimizer = FlatOptimizer([model], OptimSpec(**optim), reduce_gradient=self.world.average)
         self.distribution = self.policy.distribution
         self._forward = torch.compile(model) if config.learner.compile else model
+        written = covers(model, self.distribution) and not config.learner.compile
+        self.pullback = Pullback(model, self.distribution) if written else None
         connectors = config.connectors
         shape = self.policy.obs_connectors.output_space.shape
         return ActorCritic(
@@ -107,15 +110,24 @@ class ActorCriticLearner(Learner[C]):
                 The weights are as they were before the step.
         """
         norm = self.modules.optimizer.step(loss.total, lr=self.at(self.config.optim.lr))
+        return self.checked(loss.terms, norm)
+
+    def descend_written(self, terms: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+        """As `descend`, along the gradient that `pullback` left; `terms` are for the log."""
+        norm = self.modules.optimizer.descend(lr=self.at(self.config.optim.lr))
+        return self.checked(terms, norm)
+
+    def checked(self, terms: Mapping[str, torch.Tensor], norm: float) -> Mapping[str, Any]:
+        """Count a step by its gradient norm, or refuse it; returns what is noted of it."""
         finite = math.isfinite(norm)
         if not finite and self.config.faults.on_nonfinite_loss == "stop":
-            terms = {name: float(term.detach()) for name, term in loss.terms.items()}
+            values = {name: float(term.detach()) for name, term in terms.items()}
             raise NonFiniteError(
-                f"gradient norm {norm} at grad step {self.grad_steps}, loss terms {terms}; "
+                f"gradient norm {norm} at grad step {self.grad_steps}, loss terms {values}; "
                 "lower optim.lr, normalise observations, or set faults.on_nonfinite_loss to skip"
             )
         self.grad_steps += finite
-        return {**loss.terms, "grad_norm": norm, "skipped": float(not finite)}
+        return {**terms, "grad_norm": norm, "skipped": float(not finite)}
 
     def num_minibatches(self, batch: Batch, *, max_rows: int) -> int:
         """How many minibatches every rank makes of its rows; at most as many as it has rows."""

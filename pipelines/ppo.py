@@ -3,7 +3,8 @@
 Legend: B rows.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +15,14 @@ from pipelines.on_policy import ActorCriticLearner, advantages
 from rl_ops import columns as c
 from rl_ops.batch import Batch
 from rl_ops.learner import Averages, Loss, Metrics
-from rl_ops.losses import approx_kl, clip_frac, clipped_surrogate, explained_variance, value_loss
+from rl_ops.losses import (
+    approx_kl,
+    clip_frac,
+    clipped_surrogate,
+    clipped_surrogate_slope,
+    explained_variance,
+    value_loss,
+)
 
 
 class PPOConfig(OnPolicyConfig):
@@ -63,6 +71,32 @@ class PPOLearner(ActorCriticLearner[PPOConfig]):
             terms["entropy_loss"] = -entropy_coef * entropy_B.mean()
         return Loss(terms, {})
 
+    def descend_minibatch(self, batch: Batch) -> Mapping[str, Any]:
+        """One step down `loss`, with its gradient written out where there is one (`Pullback`)."""
+        config, pullback = self.config, self.pullback
+        if pullback is None or config.value_clip is not None:
+            return self.descend(self.loss(batch))
+        entropy_coef = self.entropy_coef()
+        logp_B, entropy_B, value_B = pullback.forward(
+            batch.obs, batch.action, entropy=entropy_coef != 0
+        )
+        policy_B, slope_B = clipped_surrogate_slope(
+            logp_B,
+            batch.logp,
+            self.standardized(batch.advantage),
+            clip_eps=self.at(config.clip_eps),
+        )
+        error_B, weight = value_B - batch.value_target, config.value_coef
+        terms = {"policy_loss": policy_B.mean(), "value_loss": error_B.dot(error_B)}
+        terms["value_loss"] *= 0.5 * weight / batch.rows
+        if entropy_B is not None:
+            terms["entropy_loss"] = -entropy_coef * entropy_B.mean()
+        share = 1 / batch.rows
+        pullback.backward(
+            slope_B.mul_(share), error_B.mul_(weight * share), entropy=-entropy_coef * share
+        )
+        return self.descend_written(terms)
+
     @torch.no_grad()
     def diagnose(self, batch: Batch) -> Metrics:
         """How far the policy has moved on `batch` since it acted, and what it knew then."""
@@ -84,7 +118,7 @@ class PPOLearner(ActorCriticLearner[PPOConfig]):
         count = self.num_minibatches(prepared, max_rows=rows)
         for _ in range(config.num_epochs):
             for minibatch in prepared.minibatches(rows, generator=self.generator, min_count=count):
-                averages.add(self.descend(self.loss(minibatch)))
+                averages.add(self.descend_minibatch(minibatch))
             epochs += 1
             if config.target_kl is not None:
                 # Of all ranks: each deciding alone, one would wait for the others' gradients.

@@ -43,27 +43,37 @@ def clipped_surrogate(
     return loss_B
 
 
-class _ClippedSurrogate(torch.autograd.Function):
-    """With its gradient written out: autograd's takes ten more kernels, 22 us of a 256-row update.
+@torch.no_grad()
+def clipped_surrogate_slope(
+    logp: Tensor, old_logp: Tensor, advantage: Tensor, *, clip_eps: float
+) -> tuple[Tensor, Tensor]:
+    """`clipped_surrogate` and its derivative by logp, [B] each, of the same arguments.
 
     dloss/dlogp = -r * A   where r * A <= clip(r) * A,   else 0
     """
+    ratio_B = (logp - old_logp).exp_()
+    free_B = ratio_B * advantage
+    clipped_B = ratio_B.clamp_(1 - clip_eps, 1 + clip_eps).mul_(advantage)
+    slope_B = free_B.where(free_B <= clipped_B, 0.0).neg_()
+    return torch.minimum(free_B, clipped_B).neg_(), slope_B
+
+
+class _ClippedSurrogate(torch.autograd.Function):
+    """With its gradient written out: autograd's takes ten more kernels, 22 us of 256 rows."""
 
     @staticmethod
     def forward(
         ctx: Any, logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_eps: float
     ) -> Tensor:
-        ratio_B = (logp - old_logp).exp_()
-        free_B = ratio_B * advantage
-        clipped_B = ratio_B.clamp_(1 - clip_eps, 1 + clip_eps).mul_(advantage)
-        ctx.save_for_backward(free_B.where(free_B <= clipped_B, 0.0))
-        return torch.minimum(free_B, clipped_B).neg_()
+        loss_B, slope_B = clipped_surrogate_slope(logp, old_logp, advantage, clip_eps=clip_eps)
+        ctx.save_for_backward(slope_B)
+        return loss_B
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (slope_B,) = ctx.saved_tensors
-        return -grad * slope_B, None, None, None
+        return grad * slope_B, None, None, None
 
 
 def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:

@@ -75,6 +75,10 @@ class FlatOptimizer:
         """
         self.grad.zero_()
         loss.backward()  # type: ignore[no-untyped-call]
+        return self.descend(lr=lr)
+
+    def descend(self, *, lr: float) -> float:
+        """One descent step along the gradient that lies in `grad`; returns as `step` does."""
         if self._reduce is not None:
             self._reduce(self.grad)
         norm = float(torch.linalg.vector_norm(self.grad))
