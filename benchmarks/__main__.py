@@ -1,11 +1,11 @@
-"""`python -m benchmarks setup | ppo | overhead | debug`."""
+"""`python -m benchmarks setup | ppo | overhead | debug | trace`."""
 
 import argparse
 import signal
 import sys
 from types import FrameType
 
-from benchmarks import debug_yardstick, overhead, ppo
+from benchmarks import debug_yardstick, overhead, ppo, trace_cost
 from benchmarks.peers import environments
 
 
@@ -16,12 +16,18 @@ def main(argv: list[str] | None = None) -> int:
     ppo.add_arguments(commands.add_parser("ppo", help=ppo.__doc__))
     overhead.add_arguments(commands.add_parser("overhead", help=overhead.__doc__))
     debug_yardstick.add_arguments(commands.add_parser("debug", help=debug_yardstick.__doc__))
+    trace_cost.add_arguments(commands.add_parser("trace", help=trace_cost.__doc__))
     args = parser.parse_args(argv)
     if args.command == "setup":
         for environment in environments.ENVIRONMENTS.values():
             print(environments.ensure(environment))
         return 0
-    run = {"ppo": ppo.main, "overhead": overhead.main, "debug": debug_yardstick.main}
+    run = {
+        "ppo": ppo.main,
+        "overhead": overhead.main,
+        "debug": debug_yardstick.main,
+        "trace": trace_cost.main,
+    }
     try:
         return run[args.command](args)
     except ValueError as error:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pipelines.coordinator import Command, GoAhead, first_incarnation
+from pipelines.coordinator import Command, GoAhead, env_failures, first_incarnation
 from pipelines.errors import TrainingError, cause_of
 from pipelines.evaluation import Evaluation, EvaluationTask
 from pipelines.flow import FlowControl
@@ -48,6 +48,9 @@ class Backend(Protocol):
 
     def finished_evaluation(self, *, wait: bool) -> tuple[int, Evaluation] | None:
         """(version, evaluation) of the one started, once, when it is done."""
+
+    def failures(self) -> list[dict[str, Any]]:
+        """What failed since the last result, as rows for the log."""
 
     def close(self) -> None:
         """End the run and give back what it holds."""
@@ -155,6 +158,7 @@ class LocalBackend:
             "faults/aborted_episodes": sum(each.aborted_episodes for each in counters),
             "faults/worker_restarts": 0,
             "queue_fragments": 0,
+            "failures": self.failures(),
         }
 
     def weights(self) -> Weights:
@@ -183,7 +187,15 @@ class LocalBackend:
         done, self._evaluated = self._evaluated, None
         return done
 
+    def failures(self) -> list[dict[str, Any]]:
+        """See `Backend.failures`."""
+        rollouts = [worker.rollout for worker in self._workers]
+        return [row for r in rollouts for row in env_failures(r.worker_id, r.take_failures())]
+
     def close(self) -> None:
         """See `Backend.close`."""
-        for worker in self._workers:
-            worker.rollout.close()
+        try:
+            self._loop.close()
+        finally:
+            for worker in self._workers:
+                worker.rollout.close()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from offline.failpoints import fail_point
 from pipelines.errors import CheckpointError, StorageError
 from rl_ops.policy import Policy, PolicySpec, Weights
 
@@ -62,6 +63,7 @@ def _write(
 ) -> Path:
     from safetensors.torch import save_file
 
+    fail_point("checkpoint.before")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f"{PARTIAL}{folder.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
@@ -74,10 +76,12 @@ def _write(
         digests = {name: _sha256(temporary / name) for name in FILES}
         for name in FILES:
             _sync(temporary / name)
+        fail_point("checkpoint.files_written")
         _write_json(temporary / "manifest.json", {"format": FORMAT_VERSION, "sha256": digests})
         _sync(temporary / "manifest.json")
         _sync(temporary)
         os.rename(temporary, folder)  # fails where meanwhile a folder with files is
+        fail_point("checkpoint.renamed")
         _sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -107,6 +107,11 @@ class RolloutConfig(Group):
     """Sub-environments stepping together in each worker."""
     fragment_steps: PositiveInt = 128
     """Steps of each sub-environment in a fragment, the unit of exchange."""
+    batch_mode: Literal["truncate", "complete_episodes"] = "truncate"
+    """`truncate`: a fragment is fragment_steps steps of each sub-environment, and episodes go on in
+    the next; `complete_episodes`: each runs whole episodes until it has fragment_steps steps or
+    more, and waits for the slowest. An episode past 27 000 steps, 100 x fragment_steps and
+    env.max_episode_steps is then an error."""
     max_policy_lag: int = Field(default=0, ge=0)
     """How many versions old the acting policy may be when its rows are consumed; 0 is
     synchronous, 1 hides the rollout behind the update."""
@@ -212,6 +217,31 @@ class FaultsConfig(Group):
     """A loss or gradient that is NaN or Inf: stop the run, or skip that minibatch and count it."""
 
 
+class TraceConfig(Group):
+    """What is logged of every step, and how it gets into the lake."""
+
+    enabled: bool = True
+    """Log every step, episode, metric and checkpoint."""
+    lake: str | None = None
+    """Folder or s3:// address of the lake; None is `lake` beside the runs."""
+    episode_frac: Fraction = 1.0
+    """Share of the episodes whose steps are logged; the other tables are always whole."""
+    columns: tuple[Literal["obs", "final_obs", "logp", "value"], ...] = (
+        *("obs", "final_obs", "logp", "value"),
+    )
+    """Which of the optional columns of a step are logged."""
+    compression: Literal["zstd", "snappy", "none"] = "zstd"
+    """Of data files."""
+    commit_interval_s: float = Field(default=5.0, gt=0)
+    """A step is in the lake at the latest so long after it was used."""
+    commit_rows: PositiveInt = 131_072
+    """A batch is written at the latest when it has so many rows."""
+    max_queue_bytes: int = Field(default=256 * 2**20, ge=2**20)
+    """The learner waits while more than this is not written yet."""
+    on_storage_error: Literal["stop", "wait"] = "stop"
+    """A lake that cannot be written, as on a full disk: stop the run, or wait until it can."""
+
+
 class StopConfig(Group):
     """When a run ends: at the first that holds."""
 
@@ -250,6 +280,7 @@ class AlgorithmConfig(Group):
     checkpoint: CheckpointConfig = CheckpointConfig()
     reporting: ReportingConfig = ReportingConfig()
     faults: FaultsConfig = FaultsConfig()
+    trace: TraceConfig = TraceConfig()
     stop: StopConfig = StopConfig()
 
     @model_validator(mode="before")
@@ -287,7 +318,8 @@ class OnPolicyConfig(AlgorithmConfig):
     gae_lambda: Fraction = 0.95
     """1 is the Monte-Carlo return, 0 one-step TD."""
     train_rows: PositiveInt | None = None
-    """Rows of one version; None takes one fragment of every worker."""
+    """Rows of one version, at least so many where rollout.batch_mode is complete_episodes; None
+    takes one fragment of every worker."""
     value_coef: float = Field(default=0.5, ge=0)
     """Weight of the value term in the loss."""
     normalize_advantage: bool = False

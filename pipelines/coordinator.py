@@ -8,11 +8,12 @@ import asyncio
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipelines.flow import FlowControl
+from rl_ops import columns as c
 
 Blob = bytes | list[Any]
 """Pickled bytes, or a list holding one object reference (a bare one would be fetched)."""
@@ -22,7 +23,6 @@ MAX_UNTAKEN = 8
 """Results that the learner may be ahead of the driver."""
 END = -1
 """Fragment id of a row that says that there will be no more; Ray Data passes no empty table on."""
-_NOTHING = pickle.dumps(None)
 
 
 class Claim(NamedTuple):
@@ -78,6 +78,11 @@ def first_incarnation(resumes: int) -> int:
     return resumes * 1000
 
 
+def env_failures(worker_id: int, failures: Iterable[Any]) -> list[dict[str, Any]]:
+    """What environments failed at (`EnvFailure`s), as rows for the log."""
+    return [{"kind": "env", c.WORKER_ID: worker_id, **each._asdict()} for each in failures]
+
+
 class Coordinator:
     """Flow control with waiting, and the mailbox between driver, learner and rollout workers.
 
@@ -107,6 +112,7 @@ class Coordinator:
         self._outputs: dict[int, Any] = {}
         self._next_command = 0
         self._aborted: dict[tuple[int, int], int] = {}
+        self._failures: list[dict[str, Any]] = []
         self._rollout_s = 0.0
 
     # --- rollout workers ---
@@ -135,6 +141,9 @@ class Coordinator:
         async with self._changed:
             seat.incarnation += 1
             self._restarts += 1
+            message = f"rollout worker {seat.worker_id} died and was started again"
+            failed = {"kind": "worker", c.WORKER_ID: seat.worker_id, "message": message}
+            self._failures.append(failed)
             seat.has = 0
             if seat.running is not None:
                 # Not run again: it may be what killed the worker.
@@ -152,6 +161,7 @@ class Coordinator:
         if report is not None:
             self._aborted[worker_id, incarnation] = report["aborted_episodes"]
             self._rollout_s += report["fragment_s"]
+            self._failures += report["failures"]
         seat = next(seat for seat in self._seats.values() if seat.worker_id == worker_id)
         async with self._changed:
             while True:
@@ -215,6 +225,12 @@ class Coordinator:
             if any(command.name == "stop" for command in commands):
                 self._stopped = True
                 self._changed.notify_all()
+                # Nothing is granted from here on: what is outstanding now is all that may come.
+                outstanding = pickle.dumps(self._flow.outstanding)
+                commands = [
+                    command._replace(payload=outstanding) if command.name == "stop" else command
+                    for command in commands
+                ]
         return GoAhead(commands, time.perf_counter() - start)
 
     def _may_proceed(self) -> bool:
@@ -229,9 +245,10 @@ class Coordinator:
             "time/rollout_s": self._rollout_s / self._flow.num_workers,
             "faults/aborted_episodes": sum(self._aborted.values()),
             "faults/worker_restarts": self._restarts,
-            "queue_fragments": self._flow.outstanding,
+            "queue_fragments": len(self._flow.outstanding),
+            "failures": self._failures,
         }
-        self._rollout_s = 0.0
+        self._rollout_s, self._failures = 0.0, []
         return figures
 
     async def replace_weights(self, version: int, weights: Blob) -> None:
@@ -318,8 +335,13 @@ class Coordinator:
 
     def _tell_learner_to_stop(self) -> None:
         self._next_command += 1
-        self._learner_commands.append(Command(self._next_command, "stop", _NOTHING))
+        self._learner_commands.append(Command(self._next_command, "stop", None))
         self._changed.notify_all()
+
+    async def failures(self) -> list[dict[str, Any]]:
+        """What failed since the last result, as rows for the log."""
+        failures, self._failures = self._failures, []
+        return failures
 
     async def failure(self) -> tuple[str, str] | None:
         """Why rollouts failed, if they did: what happened, and the traceback."""

@@ -58,10 +58,12 @@ class Plan:
     def describe(self) -> str:
         """The plan as text: each stage, what it reads and adds, and the flow control between."""
         config, flow, rollout = self.config, self.dataflow, self.rollout
-        rows = rollout.num_envs * rollout.fragment_steps
+        is_whole = rollout.batch_mode == "complete_episodes"
+        rows = f"{rollout.num_envs * rollout.fragment_steps} rows{' or more' * is_whole}"
+        steps = f"{rollout.fragment_steps} steps{' or more in whole episodes' * is_whole}"
         source = (
             f"Rollouts({config.env.id}, {config.rollout.num_workers} workers x "
-            f"{rollout.num_envs} envs x {rollout.fragment_steps} steps, act={rollout.act.kind})"
+            f"{rollout.num_envs} envs x {steps}, act={rollout.act.kind})"
         )
         lines = [f"{config.algo} on {config.env.id}", "", source]
         lines.append(f"  adds   {', '.join(rollout.adds)}")
@@ -69,7 +71,7 @@ class Plan:
             lines += [f"-> {operator!r}", f"  reads  {', '.join(operator.reads)}"]
             lines.append(f"  adds   {', '.join(operator.adds)}")
         lines.append(
-            f"-> Fragments({flow.fragments_per_version} x {rows} rows a version, "
+            f"-> Fragments({flow.fragments_per_version} x {rows} a version, "
             f"max_policy_lag={flow.max_policy_lag}, "
             f"window={flow.fragments_per_version * (1 + flow.max_policy_lag)})"
         )

@@ -47,6 +47,7 @@ class EvaluationTask:
         seed: of environments and sampling.
         num_envs: environments side by side in each process.
         explore: sample actions instead of taking the mode.
+        version: of the policy, for the log.
     """
 
     policy: PolicySpec
@@ -55,6 +56,7 @@ class EvaluationTask:
     seed: int
     num_envs: int
     explore: bool = False
+    version: int = 0
 
     def split(self, num_workers: int) -> list["EvaluationTask"]:
         """Shares of the episodes, each with a seed of its own; fewer when there are not enough."""

@@ -55,9 +55,9 @@ class FlowControl:
         return self.version * self.fragments_per_version
 
     @property
-    def outstanding(self) -> int:
+    def outstanding(self) -> list[int]:
         """Fragments claimed and not yet consumed."""
-        return sum(k >= self.consumed for k in self._claims.values())
+        return [k for k in self._claims.values() if k >= self.consumed]
 
     def claim(self, worker: int, ticket: str) -> int | None:
         """The id of the fragment to make for `ticket`, or None when the worker has to wait.

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import pyarrow as pa
 
+from offline.errors import LakeError
 from pipelines.config import StopConfig
 from pipelines.coordinator import END, Command, GoAhead
 from rl_ops import columns as c
@@ -36,8 +37,35 @@ class Flow(Protocol):
         """Hand in a command's output; an exception is raised at the caller."""
 
 
+class Sink(Protocol):
+    """Where fragments are logged; see `offline.sink.TraceSink`."""
+
+    def used(self, tables: Sequence[pa.Table], *, learner_version: int, grad_steps: int) -> None:
+        """Log fragments that an update consumed."""
+
+    def unused(self, tables: Sequence[pa.Table]) -> None:
+        """Log fragments that no update will consume."""
+
+    def flush(self) -> dict[str, int]:
+        """Wait until all of it is in the lake; table → version."""
+
+    def versions(self) -> dict[str, int]:
+        """Table → newest version written, without waiting."""
+
+    def close(self) -> None:
+        """Write what is left, and end."""
+
+
 class Stopped(Exception):  # noqa: N818 - an ordinary end, not an error
-    """The run was told to end."""
+    """The run was told to end.
+
+    Args:
+        outstanding: ids of fragments that rollout workers were granted and that may yet come.
+    """
+
+    def __init__(self, outstanding: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.outstanding = outstanding
 
 
 @dataclass
@@ -131,6 +159,7 @@ class LearnLoop:
         reached: stop criteria.
         window: latest episodes.
         save: writes a checkpoint to a folder.
+        sink: logs what is consumed; None nothing.
         started_at: epoch seconds at which the driver's process started.
         incarnation: how often the run was resumed.
         time_before_s: seconds that the run took before it was resumed.
@@ -146,6 +175,7 @@ class LearnLoop:
     window: EpisodeWindow
     save: Callable[["LearnLoop", str], Any]
     started_at: float
+    sink: Sink | None = None
     incarnation: int = 0
     time_before_s: float = 0.0
     iteration: int = 0
@@ -163,9 +193,61 @@ class LearnLoop:
             self.start()
             for table in fragments:
                 self.feed(table)
-        except Stopped:
+        except Stopped as stopped:
+            self._drain(fragments, stopped.outstanding)
+            self.close()
             return
+        except BaseException:
+            self._close_after_failure()
+            raise
+        self.close()
         raise RuntimeError(f"the stream of fragments ended at version {self.learner.version}")
+
+    def close(self) -> None:
+        """Log what was sampled and not used, and end the log.
+
+        Raises:
+            LakeError: it cannot be written.
+        """
+        if self.sink is not None:
+            self.sink.unused(list(self._pending.values()))
+            self._pending.clear()
+            self.sink.close()
+
+    def _close_after_failure(self) -> None:
+        """Log what there is; the failure that ended the run is what its user has to hear of."""
+        try:
+            self.close()
+        except LakeError as error:
+            log.error("after a failure: %s", error)
+
+    def _drain(self, fragments: Iterator[pa.Table], outstanding: Sequence[int]) -> None:
+        """Wait for fragments that were being made when the run ended: they were sampled, too."""
+        if self.sink is None:
+            return
+        first = self.ids(self.learner.version)[0]
+        coming = {k for k in outstanding if k >= first} - self._pending.keys()
+        ended: set[int] = set()
+        workers = self.learner.config.rollout.num_workers // self.learner.world.size
+        while coming and len(ended) < workers:
+            table = next(fragments, None)
+            if table is None:
+                return
+            fragment = table.column(c.FRAGMENT_ID)[0].as_py()
+            if fragment == END:
+                ended.add(table.column(c.WORKER_ID)[0].as_py())
+            elif fragment in coming:
+                coming.remove(fragment)
+                self._pending[fragment] = table
+
+    def logged(self) -> dict[str, int]:
+        """Wait until all that any rank consumed is in the lake; table → version that holds it."""
+        if self.sink is None:
+            return {}
+        merged: dict[str, int] = {}
+        for versions in self.learner.world.gather_objects(self.sink.flush()):
+            merged |= {k: max(v, merged.get(k, 0)) for k, v in versions.items()}
+        return merged
 
     def start(self) -> None:
         """Publish the weights that the first fragments act with."""
@@ -211,11 +293,17 @@ class LearnLoop:
         ids = self.ids(self.learner.version)
         if any(k not in self._pending for k in ids):
             return None
-        return [self._pending.pop(k) for k in ids]
+        return [self._pending[k] for k in ids]
 
     def _iterate(self, tables: list[pa.Table]) -> None:
         before, got = self._clock, time.perf_counter()
         metrics = self.learner.update(self.to_batch(tables))
+        for k in self.ids(self.learner.version):  # not before: what fails is logged as unused
+            del self._pending[k]
+        if self.sink is not None:
+            self.sink.used(
+                tables, learner_version=self.learner.version, grad_steps=self.learner.grad_steps
+            )
         mine = Share.of(tables, metrics, version=self.learner.version)
         share = joined(self.learner.world.gather_objects(mine))
         self.learner.env_steps += share.rows
@@ -239,6 +327,8 @@ class LearnLoop:
             "env_steps_per_s": share.rows / (updated - before),
             "faults/duplicate_fragments": self.duplicates,
         }
+        if self.sink is not None:
+            result |= {f"lake/{k}_version": v for k, v in self.sink.versions().items()}
         result["stopped_by"] = self.reached(result)
         weights = self.learner.weights()
         paused_s = self._handle(self.flow.advance(self.learner.version, weights, result))
@@ -258,7 +348,7 @@ class LearnLoop:
 
     def _execute(self, command: Command) -> None:
         if command.name == "stop":
-            raise Stopped
+            raise Stopped(command.payload)
         try:
             output = self.output(command)
         except Exception as error:  # noqa: BLE001 - raised again at the driver, which asked

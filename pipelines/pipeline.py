@@ -1,5 +1,6 @@
 """`Pipeline`: a run as its user holds it: train, stream, save, evaluate, close."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,14 +14,16 @@ from typing import Any, Self
 
 import torch
 
+from offline.errors import LakeError
 from pipelines.backend import Backend, LocalBackend
 from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
-from pipelines.errors import CheckpointError, StorageError, TrainingError
-from pipelines.evaluation import EvaluationTask
+from pipelines.errors import CheckpointError, StorageError, TrainingError, cause_of
+from pipelines.evaluation import Evaluation, EvaluationTask
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
+from pipelines.tracing import RunLog, Trace, next_session, open_lake, write_policy
 from pipelines.training import TrainTask, plan_for
 from rl_ops.policy import Policy, Weights
 
@@ -72,33 +75,72 @@ class Pipeline:
         )
         self.folder.write_start(config.model_dump(mode="json"), self._plan.describe())
         self._version = checkpoint.state["learner"]["version"] if checkpoint else 0
-        incarnation = checkpoint.state["loop"]["incarnation"] + 1 if checkpoint else 0
-        task = TrainTask(
-            plan=self._plan,
-            started_at=started_at,
-            train_storage=str(self.folder.path / "ray_train"),
-            resume=None if checkpoint is None else str(checkpoint.path.absolute()),
-            incarnation=incarnation,
-        )
+        self._log: RunLog | None = None
         self._owns_ray = False
         try:
-            self._backend = self._start(task, ray_address=ray_address, debug=debug)
-        except BaseException:
-            self._leave_nothing(folder_is_new=not going_on)
+            self._backend = self._begin(
+                checkpoint, folder, started_at=started_at, ray_address=ray_address, debug=debug
+            )
+        except BaseException as error:
+            self._leave_nothing(error, folder_is_new=not going_on)
             raise
         self._last: Result | None = None
         self._untold: deque[Result] = deque()
         self._hold: int | None = self._version
         self._closed = self._failed = False
+        self._failure: str | None = None
+
+    def _begin(
+        self,
+        checkpoint: Checkpoint | None,
+        storage: Path,
+        *,
+        started_at: float,
+        ray_address: str | None,
+        debug: bool,
+    ) -> Backend:
+        """Number the session, open its log, and start the dataflow."""
+        if not debug:
+            self._check_resources(is_local=ray_address is None)
+        session = self.folder.session
+        if checkpoint is not None:
+            # Under another name too, a run that goes on must not repeat its first session's seeds.
+            session = max(session, checkpoint.state["loop"]["incarnation"] + 1)
+        trace = None
+        if self.config.trace.enabled:
+            lake, space = open_lake(self._plan, storage)
+            session = max(session, next_session(lake, self.run_id))
+            trace = Trace(lake, space, session)
+            policy = write_policy(self.config.trace)
+            self._log = RunLog(trace, run_id=self.run_id, policy=policy)
+            self._log.started(self._plan, checkpoint)
+        task = TrainTask(
+            plan=self._plan,
+            started_at=started_at,
+            train_storage=str(self.folder.path / "ray_train"),
+            resume=None if checkpoint is None else str(checkpoint.path.absolute()),
+            incarnation=session,
+            trace=trace,
+        )
+        return self._start(task, ray_address=ray_address, debug=debug)
+
+    def _check_resources(self, *, is_local: bool) -> None:
+        """Refuse what does not fit as far as is known before Ray is up, and before the lake is."""
+        from pipelines.ray_session import ray_is_up
+
+        if ray_is_up():
+            from pipelines.ray_backend import check_room
+
+            check_room(self.config)
+        elif is_local:
+            cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+            check_resources(self.config, cpus=cpus, gpus=gpus)
 
     def _start(self, task: TrainTask, *, ray_address: str | None, debug: bool) -> Backend:
         if debug:
             return LocalBackend(task)
-        from pipelines.ray_session import ray_is_up, start_ray
+        from pipelines.ray_session import start_ray
 
-        if ray_address is None and not ray_is_up():
-            cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
-            check_resources(self.config, cpus=cpus, gpus=gpus)
         self._owns_ray = start_ray(address=ray_address)
         # Not before Ray is up: it may be starting in a thread, and two threads that import parts of
         # ray side by side find each other's half-made modules.
@@ -107,8 +149,11 @@ class Pipeline:
         check_room(self.config)
         return RayBackend(task, name=self.run_id, start_version=self._version)
 
-    def _leave_nothing(self, *, folder_is_new: bool) -> None:
+    def _leave_nothing(self, error: BaseException, *, folder_is_new: bool) -> None:
         """Give back what a run that could not be started holds."""
+        if self._log is not None:
+            with contextlib.suppress(LakeError):  # perhaps why it could not
+                self._log.ended("failed", cause_of(error))
         if folder_is_new:
             self.folder.discard()
         else:
@@ -155,6 +200,11 @@ class Pipeline:
         finally:
             self._pause()
 
+    @property
+    def lake(self) -> str | None:
+        """Address of the lake that this run logs in; None when it logs nothing."""
+        return None if self._log is None else self._log.uri
+
     def untold(self) -> Iterator[Result]:
         """Pause the run and give what `stream` had not: iterations that ended meanwhile."""
         self._pause()
@@ -178,10 +228,13 @@ class Pipeline:
 
     def _next(self) -> Result:
         try:
-            result = Result({"run_id": self.run_id, **self._backend.next_result()})
-        except TrainingError:
+            told = self._backend.next_result()
+        except TrainingError as error:
             self._failed = True
+            self._failure = str(error)
             raise
+        failures = told.pop("failures")
+        result = Result({"run_id": self.run_id, **told})
         self._version, self._iteration = result["policy_version"], result["training_iteration"]
         self._last = result
         result |= self._evaluations(ended=result["stopped_by"] is not None)
@@ -192,6 +245,9 @@ class Pipeline:
             result["checkpoint"] = str(self.folder.checkpoints / str(self._iteration))
         # Before the checkpoint: one that is there has every result up to its own in the files.
         self.folder.write_result(result, tensorboard=self.config.reporting.tensorboard)
+        if self._log is not None:
+            self._log.result(result)
+            self._log.failures(failures)
         if due:
             self.save()
         return result
@@ -211,7 +267,9 @@ class Pipeline:
             if due and ended:
                 done = self._backend.finished_evaluation(wait=True)
             if done is not None:
-                found = {**done[1].figures(), "policy_version": done[0]}
+                version, evaluation = done
+                self._log_evaluation(evaluation, self._evaluation_task(version=version))
+                found = {**evaluation.figures(), "policy_version": version}
         return {f"evaluation/{key}": value for key, value in found.items()}
 
     def evaluate(self, *, num_episodes: int | None = None, seed: int | None = None) -> Result:
@@ -224,18 +282,29 @@ class Pipeline:
         self._pause()
         task = self._evaluation_task(num_episodes, seed)
         evaluation = self._backend.evaluate(task)
+        self._log_evaluation(evaluation, task)
         return Result({**evaluation.figures(), "policy_version": self._version})
 
+    def _log_evaluation(self, evaluation: Evaluation, task: EvaluationTask) -> None:
+        if self._log is not None:
+            self._log.evaluation(evaluation, task)
+
     def _evaluation_task(
-        self, episodes: int | None = None, seed: int | None = None
+        self,
+        episodes: int | None = None,
+        seed: int | None = None,
+        *,
+        version: int | None = None,
     ) -> EvaluationTask:
         config = self.config.evaluation
+        version = self._version if version is None else version
         return EvaluationTask(
             policy=self._plan.policy,
             env=self._plan.rollout.env,
             episodes=config.episodes if episodes is None else episodes,
             # Apart from the training environments' seeds, which come from a SeedSequence.
-            seed=1_000_003 * (self.config.seed + 1) + self._version if seed is None else seed,
+            seed=1_000_003 * (self.config.seed + 1) + version if seed is None else seed,
+            version=version,
             num_envs=config.num_envs,
             explore=config.explore,
         )
@@ -263,6 +332,8 @@ class Pipeline:
                 return folder
             raise CheckpointError(f"{folder} exists already; choose another path")
         written = Path(self._backend.command_learner("save", str(folder)))
+        if self._log is not None:
+            self._log.checkpoint(written)
         if path is None:
             self._prune()
         return written
@@ -292,10 +363,27 @@ class Pipeline:
             return
         self._closed = True
         try:
-            self._backend.close()
+            self._end_session()
         finally:
             self.folder.close()
             self._give_ray_back()
+
+    def _end_session(self) -> None:
+        """Stop the dataflow, and log how it ended and what failed on the way."""
+        failures: list[dict[str, Any]] = []
+        try:
+            if not self._failed:
+                failures = self._backend.failures()
+            self._backend.close()
+        except LakeError as error:
+            self._failure = self._failure or str(error)
+            raise
+        finally:
+            if self._log is not None:
+                done = self._last is not None and self._last["stopped_by"] is not None
+                status = "failed" if self._failure else ("finished" if done else "stopped")
+                self._log.failures(failures)
+                self._log.ended(status, self._failure)
 
     def _give_ray_back(self) -> None:
         if self._owns_ray:

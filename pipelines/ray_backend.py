@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
+from offline.errors import LakeError
 from pipelines.config import AlgorithmConfig
 from pipelines.errors import TrainingError, cause_of
 from pipelines.evaluation import Evaluation, EvaluationTask
@@ -107,14 +108,26 @@ class RayBackend:
         """See `Backend.finished_evaluation`."""
         return self._evaluation.finished(wait=wait)
 
+    def failures(self) -> list[dict[str, Any]]:
+        """See `Backend.failures`."""
+        failures: list[dict[str, Any]] = _got(self._coordinator.failures.remote())
+        return failures
+
     def close(self) -> None:
-        """See `Backend.close`."""
+        """See `Backend.close`.
+
+        Raises:
+            LakeError: what was sampled last could not be logged.
+        """
         self._evaluation.close()
-        if self._thread.is_alive():
+        was_running = self._thread.is_alive()
+        if was_running:
             ray.get(self._coordinator.stop.remote())
             self._thread.join(timeout=_CLOSE_S)
         ray.kill(self._coordinator)
         _join_ray_data()
+        if was_running and isinstance(self._failure, LakeError):
+            raise self._failure
 
 
 def _join_ray_data() -> None:

@@ -14,7 +14,6 @@ _RESTARTS = "a failed rollout worker is always restarted; faults.max_worker_rest
 _CONNECTOR = "an observation connector does that: connectors.obs lists them"
 _LAKE = "traces are read from and written to the lake; see docs/lake.md"
 _ITERATION = "an iteration is one version: train_rows rows"
-_FRAGMENT = "fragments always end after rollout.fragment_steps and bootstrap from the value there"
 
 RLLIB_NAMES: dict[str, str] = {
     # Rollouts
@@ -25,7 +24,7 @@ RLLIB_NAMES: dict[str, str] = {
     "num_envs_per_worker": "rollout.num_envs",
     "num_envs_per_env_runner": "rollout.num_envs",
     "rollout_fragment_length": "rollout.fragment_steps (of each sub-environment)",
-    "batch_mode": _FRAGMENT,
+    "batch_mode": "rollout.batch_mode",
     "remote_worker_envs": "env.vectorization",
     "gym_env_vectorize_mode": "env.vectorization",
     "env_runners": "its keys are in rollout, env and resources here",
@@ -169,6 +168,7 @@ RLLIB_VALUES: dict[str, dict[Any, Any]] = {
     "num_workers": {0: 1},
     "num_rollout_workers": {0: 1},
     "num_env_runners": {0: 1},
+    "batch_mode": {"truncate_episodes": "truncate"},
     "remote_worker_envs": {True: "async", False: "sync"},
     "observation_filter": {"MeanStdFilter": True, "NoFilter": False},
     "clip_rewards": {True: 1.0, False: None},

@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 from ray import cloudpickle
 
-from pipelines.coordinator import END, Blob, Command
+from pipelines.coordinator import END, Blob, Command, env_failures
 from rl_ops import columns as c
 from rl_ops.operators import Operator
 from rl_ops.policy import Weights
@@ -42,9 +42,6 @@ def pack_error(error: Exception) -> bytes:
     except Exception:  # noqa: BLE001 - whatever a pickle may raise
         return cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[no-any-return]
     return packed
-
-
-_END = pa.table({c.FRAGMENT_ID: pa.array([END], pa.int64())})
 
 
 class RolloutWorker:
@@ -86,10 +83,14 @@ class RolloutWorker:
     def __call__(self, ticket: pa.Table) -> pa.Table:  # noqa: ARG002 - tickets come in any order
         if self._ended:
             time.sleep(0.1)  # the learner has heard; Ray Data goes on handing out tickets
-            return _END
+            return self._end()
         with self._failures_told():
             return self._next()
-        return _END
+        return self._end()
+
+    def _end(self) -> pa.Table:
+        end, worker = pa.array([END], pa.int64()), pa.array([self.worker_id], pa.int32())
+        return pa.table({c.FRAGMENT_ID: end, c.WORKER_ID: worker})
 
     def _next(self) -> pa.Table:
         # A retried task keeps its id, by which the coordinator gives it its old fragment.
@@ -105,7 +106,7 @@ class RolloutWorker:
                 self._run(claim.command)
             elif claim.fragment_id is None:
                 self._ended = True
-                return _END
+                return self._end()
             else:
                 return self._fragment(claim.fragment_id)
 
@@ -118,7 +119,7 @@ class RolloutWorker:
         self._report = {
             "fragment_s": time.perf_counter() - start,
             "aborted_episodes": counters.aborted_episodes,
-            "last_error": counters.last_error,
+            "failures": env_failures(self.rollout.worker_id, self.rollout.take_failures()),
         }
         return table
 

@@ -41,6 +41,7 @@ class RunFolder:
 
     Attributes:
         set_aside: checkpoints of later iterations, under their new names.
+        session: how often the run was started before, in this folder.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -58,6 +59,7 @@ class RunFolder:
             storage.mkdir(parents=True, exist_ok=True)
             self._make(run_id, exist_ok=resume_at is not None)
             self._lock = _lock(self.path)
+            self.session = self._next_session()
             if resume_at is not None:
                 self._cut(resume_at)
             self._results = (self.path / "result.json").open("a", buffering=1)
@@ -75,6 +77,13 @@ class RunFolder:
                 f"{self.path} exists already: another run has that name. Choose another --name, "
                 f"or go on with it by --resume {run_id}"
             ) from None
+
+    def _next_session(self) -> int:
+        """Count the starts: two resumes of one checkpoint must not name their episodes alike."""
+        path = self.path / "sessions.json"
+        started = json.loads(path.read_text())["started"] if path.exists() else 0
+        _rewrite(path, [json.dumps({"started": started + 1}) + "\n"])
+        return int(started)
 
     def _cut(self, iteration: int) -> None:
         """Undo what was written after `iteration`, and lines that a kill cut short."""

@@ -3,6 +3,7 @@
 import gymnasium as gym
 
 from pipelines.config import AlgorithmConfig
+from rl_ops import columns as c
 from rl_ops.action_connectors import default_action_connectors
 from rl_ops.connectors import ObsConnectors, default_obs_connectors
 from rl_ops.distributions import Distribution, Gaussian, Joint, distribution_for
@@ -113,7 +114,11 @@ def rollout_spec(
         policy=policy,
         num_envs=rollout.num_envs,
         fragment_steps=rollout.fragment_steps,
+        batch_mode=rollout.batch_mode,
         act=act,
+        keep=frozenset(config.trace.columns) & {c.OBS, c.FINAL_OBS}
+        if config.trace.enabled
+        else frozenset(),
         gamma=config.gamma,
         normalize_reward=config.connectors.normalize_reward,
         run_id=run_id,

@@ -17,6 +17,7 @@ from pipelines.dataflow import Plan, make_plan
 from pipelines.errors import CheckpointError
 from pipelines.learn import EpisodeWindow, Flow, LearnLoop, Reached
 from pipelines.specs import policy_spec, rollout_spec
+from pipelines.tracing import Trace, make_sink
 from rl_ops import columns as c
 from rl_ops.batch import Batch, to_batch
 from rl_ops.learner import Learner, World
@@ -33,7 +34,8 @@ class TrainTask:
         started_at: epoch seconds at which the driver's process started.
         train_storage: where Ray Train keeps its own files.
         resume: checkpoint to go on from.
-        incarnation: how often the run was resumed; part of seeds and episode ids.
+        incarnation: the run's session; part of seeds and episode ids.
+        trace: where steps are logged; None nowhere.
     """
 
     plan: Plan
@@ -41,6 +43,7 @@ class TrainTask:
     train_storage: str = ""
     resume: str | None = None
     incarnation: int = 0
+    trace: Trace | None = None
 
 
 def plan_for(config: AlgorithmConfig, *, run_id: str, policy: PolicySpec | None = None) -> Plan:
@@ -88,7 +91,8 @@ def make_loop(task: TrainTask, flow: Flow, world: World) -> LearnLoop:
         ids=FragmentIds(plan, rank=world.rank, ranks=world.size),
         reached=Reached(config.stop),
         window=EpisodeWindow(config.reporting.window_episodes),
-        save=Saver(plan),
+        save=Saver(plan, task.trace),
+        sink=make_sink(plan, task.trace, rank=world.rank),
         incarnation=task.incarnation,
         started_at=task.started_at,
     )
@@ -138,15 +142,18 @@ class Saver:
     """Writes checkpoints of a loop."""
 
     plan: Plan
+    trace: Trace | None = None
 
     def __call__(self, loop: LearnLoop, folder: str) -> str:
         """Write everything that going on exactly needs; all ranks call it, and rank 0 writes."""
         learner = loop.learner
+        # Before the checkpoint, so that one that is there names versions that hold its rows.
+        versions = loop.logged()
         generators = learner.world.gather_objects(learner.state()["generator"])
         if learner.world.rank:
             return folder
         weights = learner.weights()
-        state = {
+        state: dict[str, Any] = {
             "learner": learner.state(),
             "generators": generators,
             "loop": loop.state(),
@@ -159,6 +166,13 @@ class Saver:
                 "reward_std": weights.reward_std,
             },
         }
+        if self.trace is not None:
+            state["lake"] = {
+                "uri": self.trace.storage.uri,
+                "session": self.trace.session,
+                "versions": versions,
+                "fragments": learner.version * self.plan.dataflow.fragments_per_version,
+            }
         write_checkpoint(
             Path(folder),
             tensors=learner.modules.state(),

@@ -4,9 +4,10 @@ Legend: N sub-environments.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -112,7 +113,29 @@ def _has_native(spec: EnvSpec) -> bool:
     return registered is not None and registered.vector_entry_point is not None
 
 
-def _make_vector(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
+def seed_words(
+    seed: int, incarnation: int, env_ids: Sequence[int], *, start: int = 0
+) -> list[Array]:
+    """Three uint64 for each environment of a run: of its reset, and the key of its sampling.
+
+    Args:
+        seed: of the run.
+        incarnation: how often the worker that has the environments was started before.
+        env_ids: of the environments within the run.
+        start: how often the worker seeded its environments before.
+    """
+    again = (start,) if start else ()
+    entropy = [(seed, incarnation, i, *again) for i in env_ids]
+    return [np.random.SeedSequence(e).generate_state(3, np.uint64) for e in entropy]
+
+
+def env_seeds(words: Sequence[Array]) -> list[int]:
+    """What `VectorSlots.reset` takes, of `seed_words`."""
+    # Below 2**31, because some environments refuse larger seeds.
+    return [int(w[0] % 2**31) for w in words]
+
+
+def _make_vector(spec: EnvSpec, num_envs: int, render_mode: str | None) -> VectorEnv[Any, Any, Any]:
     mode = spec.vectorization
     if mode == "auto":
         mode = "native" if _has_native(spec) else "sync"
@@ -125,12 +148,15 @@ def _make_vector(spec: EnvSpec, num_envs: int) -> VectorEnv[Any, Any, Any]:
         kwargs = dict(spec.kwargs)
         if spec.max_episode_steps is not None:
             kwargs["max_episode_steps"] = spec.max_episode_steps
+        if render_mode is not None:
+            kwargs["render_mode"] = render_mode
         return gym.make_vec(
             spec.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **kwargs
         )
 
     def guarded() -> gym.Env[Any, Any]:
-        return GuardedEnv(lambda: make_env(spec), spec.guard, name=spec.id)
+        build = partial(make_env, spec, render_mode=render_mode)
+        return GuardedEnv(build, spec.guard, name=spec.id)
 
     functions = [guarded] * num_envs
     if mode == "async":
@@ -144,15 +170,17 @@ class VectorSlots:
     Args:
         spec: which environment.
         num_envs: N.
+        render_mode: as Gymnasium has it; "rgb_array" for `frame`.
 
     Raises:
         EnvError: from `reset` and `step`, when the environment failed too often in a row.
         SpecError: from both, when an observation is not of the space's structure, shape or dtype.
     """
 
-    def __init__(self, spec: EnvSpec, num_envs: int) -> None:
+    def __init__(self, spec: EnvSpec, num_envs: int, *, render_mode: str | None = None) -> None:
         self.spec = spec
-        self.env = _make_vector(spec, num_envs)
+        self._render_mode = render_mode
+        self.env = _make_vector(spec, num_envs, render_mode)
         self.num_envs = num_envs
         self.obs_space: gym.Space[Any] = self.env.single_observation_space
         self.action_space: gym.Space[Any] = self.env.single_action_space
@@ -221,6 +249,13 @@ class VectorSlots:
             aborted=aborted,
         )
 
+    def frame(self, index: int) -> Any:
+        """What sub-environment `index` renders now: for "rgb_array" uint8 [H, W, 3]."""
+        if isinstance(self.env, SyncVectorEnv):
+            return self.env.envs[index].render()
+        frames = self.env.render()
+        return None if frames is None else frames[index]
+
     def close(self) -> None:
         """Close the environments and their processes."""
         self.env.close()
@@ -248,7 +283,7 @@ class VectorSlots:
                 if is_broken:
                     with suppress(Exception):  # it failed already; what it holds should still go
                         self.env.close()
-                    self.env = _make_vector(self.spec, self.num_envs)
+                    self.env = _make_vector(self.spec, self.num_envs, self._render_mode)
                     seed = self._failures.next_seed() if seed is None else seed
                 obs = self.env.reset(seed=seed)[0]
             except Exception as error:  # noqa: BLE001 - an env may raise anything; `add` decides

@@ -10,4 +10,4 @@ class SpecError(ValueError):
 
 
 class EnvError(RuntimeError):
-    """An environment failed more often in a row than the fault policy allows."""
+    """An environment failed more often in a row than the fault policy allows, or never ends."""

@@ -1,8 +1,10 @@
 """The buffers of one fragment, and how they become an Arrow table.
 
-Legend: N sub-environments, T steps of a fragment, P distribution parameters.
+Legend: N sub-environments, T steps recorded, P distribution parameters.
 """
 
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +20,25 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
+_UTC = pa.timestamp("us", tz="UTC")
+
 REWARD_CLIP = 10.0
 """Normalised rewards are limited to it, in standard deviations, as in Baselines' VecNormalize."""
 
 
 class Recorder:
-    """Collects the steps of one fragment in [N, T] buffers, whose flat view is env-major rows."""
+    """Collects steps in [N, T] buffers, whose flat view is env-major rows.
 
-    def __init__(self, rollout: "Rollout") -> None:
-        spec, n, t = rollout.spec, rollout.spec.num_envs, rollout.spec.fragment_steps
+    Args:
+        rollout: whose steps.
+        steps: T.
+        cut: whether the last of them ends the fragment, in the middle of episodes.
+    """
+
+    def __init__(self, rollout: "Rollout", steps: int, *, cut: bool) -> None:
+        spec, n, t = rollout.spec, rollout.spec.num_envs, steps
         self.rollout = rollout
+        self.cut_at = t - 1 if cut else -1
         self.num_envs, self.steps = n, t
         self.keep_raw = c.OBS in spec.keep and spec.obs_column != c.OBS
         self.keep_final = c.FINAL_OBS in spec.keep
@@ -65,7 +76,7 @@ class Recorder:
         self.running[:, i] = self.rollout.running
         for env in step.aborted:
             self.aborted[env, i] = True
-        wanted = step.is_transition if i == self.steps - 1 else step.ended
+        wanted = step.is_transition if i == self.cut_at else step.ended
         if not self.keep_final:  # V(final_obs) of a terminated row is 0, whatever it is
             wanted = wanted & ~step.terminated
         rows = wanted.nonzero()[0]
@@ -74,6 +85,36 @@ class Recorder:
             self._final_obs.append(self.rollout.peek(step.successor, rows))
             if self.keep_final:
                 self._final_raw.append(tree_take(step.successor, rows))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Recorder"], steps: int) -> "Recorder":
+        """The first `steps` steps of recorders without a cut that follow each other in time."""
+        whole, start = cls(parts[0].rollout, steps, cut=False), 0
+        for part in parts:
+            whole._take(part, start)
+            start += part.steps
+        return whole
+
+    def _take(self, part: "Recorder", start: int) -> None:
+        """Copy what `part` recorded to the steps from `start` on, as far as there are any."""
+        n, count = self.num_envs, min(part.steps, self.steps - start)
+
+        def put(buffer: Array, x: Array) -> None:
+            ours, theirs = buffer.reshape(n, self.steps, -1), x.reshape(n, part.steps, -1)
+            ours[:, start : start + count] = theirs[:, :count]
+
+        tree_map(put, self._buffers(), part._buffers())
+        for rows in part._final_rows:
+            env, i = np.divmod(rows, part.steps)
+            self._final_rows.append(env * self.steps + start + i)
+        self._final_obs += part._final_obs
+        self._final_raw += part._final_raw
+
+    def _buffers(self) -> tuple[Any, ...]:
+        raw = self.raw if self.keep_raw else ()
+        acted = (self.obs, raw, self.action, self.params, self.value, self.t, self.episode)
+        flags = (self.terminated, self.truncated, self.valid, self.aborted)
+        return (*acted, self.reward, self.returns, self.running, *flags)
 
     def _store(self, tree: Any, i: int, values: Any) -> None:
         n, t = self.num_envs, self.steps
@@ -87,7 +128,8 @@ class Recorder:
         """The rows recorded, without steps that were no transitions."""
         spec, rollout = self.rollout.spec, self.rollout
         is_last = self.terminated | self.truncated
-        is_last[:, -1] = True
+        if self.cut_at >= 0:
+            is_last[:, self.cut_at] = True
         scalars = {
             c.REWARD: self.reward,
             c.TERMINATED: self.terminated,
@@ -199,4 +241,5 @@ class Recorder:
             c.FRAGMENT_ID: pa.array(np.full(rows, fragment_id, np.int64)),
             c.POLICY_VERSION: pa.array(np.full(rows, rollout.version, np.int64)),
             c.WORKER_ID: pa.array(np.full(rows, rollout.worker_id, np.int32)),
+            c.SAMPLED_AT: pa.array(np.full(rows, time.time_ns() // 1000)).cast(_UTC),
         }

@@ -5,14 +5,15 @@ Legend: N sub-environments, T steps of a fragment.
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from rl_ops import columns as c
-from rl_ops.envs import EnvSpec, EnvStep, VectorSlots
+from rl_ops.complete_episodes import EpisodeSlots
+from rl_ops.envs import EnvSpec, EnvStep, VectorSlots, env_seeds, seed_words
 from rl_ops.errors import SpecError
 from rl_ops.policy import Policy, PolicySpec, Weights
 from rl_ops.recorder import Recorder
@@ -37,6 +38,10 @@ class Greedy:
 
 
 Act = Sample | Greedy
+BatchMode = Literal["truncate", "complete_episodes"]
+
+_PART_STEPS = 256
+"""Steps recorded at a time, at least, when nobody knows how many there will be."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class RolloutSpec:
         policy: which policy.
         num_envs: N, sub-environments that step together.
         fragment_steps: T, steps of each sub-environment in a fragment.
+        batch_mode: "truncate" ends a fragment after T steps, and episodes go on in the next;
+            "complete_episodes" makes fragments of whole episodes, T rows or more of each
+            sub-environment.
         act: how actions are chosen.
         keep: columns to emit that are optional: obs (always there when connectors change
             nothing) and final_obs.
@@ -61,6 +69,7 @@ class RolloutSpec:
     policy: PolicySpec
     num_envs: int
     fragment_steps: int
+    batch_mode: BatchMode = "truncate"
     act: Act = field(default_factory=Sample)
     keep: frozenset[str] = frozenset()
     gamma: float = 0.99
@@ -79,7 +88,7 @@ class RolloutSpec:
         columns = [self.obs_column, c.ACTION, c.REWARD, c.TERMINATED, c.TRUNCATED, c.IS_LAST]
         columns += [c.ABORTED, c.LOGP, c.VALUE, c.FINAL_VALUE, c.EPISODE_ID, c.T, c.ENV_ID]
         columns += [c.EPISODE_RETURN, c.EPISODE_LENGTH]
-        columns += [c.FRAGMENT_ID, c.POLICY_VERSION, c.WORKER_ID]
+        columns += [c.FRAGMENT_ID, c.POLICY_VERSION, c.WORKER_ID, c.SAMPLED_AT]
         if self.normalize_reward:
             columns += [c.SCALED_REWARD, c.RUNNING_RETURN]
         columns += [name for name in (c.OBS, c.FINAL_OBS) if name in self.keep]
@@ -95,11 +104,18 @@ class RolloutCounters:
     aborted_episodes: int = 0
     rollout_s: float = 0.0
     env_s: float = 0.0
-    last_error: str = ""
+
+
+class EnvFailure(NamedTuple):
+    """An exception of an environment that aborted an episode."""
+
+    env_id: int
+    episode_id: str
+    message: str
 
 
 class Rollout:
-    """Steps N sub-environments, whose episodes go on from fragment to fragment.
+    """Steps N sub-environments, fragment by fragment.
 
     Args:
         spec: what to run.
@@ -115,28 +131,34 @@ class Rollout:
         self.policy = Policy(spec.policy)
         self.version = -1
         self.counters = RolloutCounters()
-        self.slots = VectorSlots(spec.env, spec.num_envs)
-        self._check_spaces()
+        self._failures: list[EnvFailure] = []
         n = spec.num_envs
+        if spec.batch_mode == "truncate":
+            self.slots = VectorSlots(spec.env, n)
+        else:
+            self.slots = EpisodeSlots(spec.env, n, min_rows=spec.fragment_steps)
+        self._check_spaces()
         self.env_ids = np.arange(worker_id * n, (worker_id + 1) * n, dtype=np.int32)
         self.obs_codec = codec_for(self.slots.obs_space)
         self.model_codec = codec_for(spec.policy.obs_connectors.output_space)
         self.action_codec = codec_for(spec.policy.action_connectors.input_space)
-        self._connectors = spec.policy.obs_connectors.start(n)
-        self._start_episodes()
-        self._is_first = np.ones(n, dtype=bool)
-        self.t = np.zeros(n, dtype=np.int32)
         self.episode = np.zeros(n, dtype=np.int64)
-        self.returns = np.zeros(n)
-        self.running = np.zeros(n)
+        self._starts = 0
+        self._start_episodes()
 
     def _start_episodes(self) -> None:
-        entropy = [(self.spec.seed, self.incarnation, i) for i in self.env_ids.tolist()]
-        words = [np.random.SeedSequence(e).generate_state(3, np.uint64) for e in entropy]
+        """Seed every sub-environment, and the sampling for it, and begin an episode there."""
+        n, env_ids = self.spec.num_envs, self.env_ids.tolist()
+        words = seed_words(self.spec.seed, self.incarnation, env_ids, start=self._starts)
+        self._starts += 1
         self._rngs = [np.random.Generator(np.random.Philox(key=w[1:])) for w in words]
-        # Below 2**31, because some environments refuse larger seeds.
-        self._obs = self.slots.reset([int(w[0] % 2**31) for w in words])
+        self._obs = self.slots.reset(env_seeds(words))
         self.obs_codec.check(self._obs, where=f"{self.spec.env.id}.reset: obs")
+        self._connectors = self.spec.policy.obs_connectors.start(n)
+        self._is_first = np.ones(n, dtype=bool)
+        self.t = np.zeros(n, dtype=np.int32)
+        self.returns = np.zeros(n)
+        self.running = np.zeros(n)
 
     def _check_spaces(self) -> None:
         pairs = [("observation", self.slots.obs_space, self.spec.policy.obs_space)]
@@ -154,31 +176,59 @@ class Rollout:
         self.version = version
 
     def fragment(self, fragment_id: int) -> pa.Table:
-        """Step every sub-environment T times and return the rows, env-major.
+        """Step every sub-environment T times, or through whole episodes; the rows, env-major.
 
         Steps that an environment spent on a reset (NEXT_STEP autoreset) are no rows.
 
         Raises:
             SpecError: the environment broke its space, or gave NaN or Inf.
-            EnvError: an environment failed too often.
+            EnvError: an environment failed too often, or ends no episode to wait for.
             ValueError: `load` was never called.
         """
         self.policy.get_weights()  # raises while there are none
         start = time.perf_counter()
-        table = self._record(fragment_id)
+        record = self._record if self.spec.batch_mode == "truncate" else self._record_episodes
+        table = record(fragment_id)
         while table.num_rows == 0:  # resets alone; without a row there is no fragment_id either
-            table = self._record(fragment_id)
+            table = record(fragment_id)
         self.counters.env_steps += table.num_rows
         self.counters.rollout_s += time.perf_counter() - start
         return table
 
     def _record(self, fragment_id: int) -> pa.Table:
-        recorder = Recorder(self)
-        draw = self.policy.distribution.noise
-        noise = np.stack([draw(rng, self.spec.fragment_steps) for rng in self._rngs], axis=1)
-        for i in range(self.spec.fragment_steps):
+        recorder = Recorder(self, self.spec.fragment_steps, cut=True)
+        noise = self._noise(recorder.steps)
+        for i in range(recorder.steps):
             self._step(recorder, i, noise[i])
         return recorder.table(fragment_id)
+
+    def _record_episodes(self, fragment_id: int) -> pa.Table:
+        """Whole episodes: all begin one here, and who has its rows waits for the slowest.
+
+        Environments and sampling are seeded anew, so that the rows do not depend on how long the
+        others in the worker took in the fragment before.
+        """
+        slots = self.slots
+        assert isinstance(slots, EpisodeSlots)
+        if slots.is_complete:  # of the fragment before; the first begins as it was made
+            self._start_episodes()
+        parts: list[Recorder] = []
+        steps = 0
+        while not slots.is_complete:
+            slots.check_length(self.t)
+            parts.append(Recorder(self, max(self.spec.fragment_steps, _PART_STEPS), cut=False))
+            noise = self._noise(parts[-1].steps)
+            for i in range(parts[-1].steps):
+                self._step(parts[-1], i, noise[i])
+                steps += 1
+                if slots.is_complete:
+                    break
+        return Recorder.joined(parts, steps).table(fragment_id)
+
+    def _noise(self, steps: int) -> Array:
+        """[steps, N, ...] of the sub-environments' own generators."""
+        draw = self.policy.distribution.noise
+        return np.stack([draw(rng, steps) for rng in self._rngs], axis=1)
 
     def _step(self, recorder: Recorder, i: int, noise: Array) -> None:
         policy, spec = self.policy, self.spec.policy
@@ -205,7 +255,10 @@ class Rollout:
         self.t += step.is_transition
         if step.aborted:
             self.counters.aborted_episodes += len(step.aborted)
-            self.counters.last_error = next(iter(step.aborted.values()))
+            envs = np.array(list(step.aborted))
+            names = self.episode_names(envs, self.episode[envs])
+            failed = zip(self.env_ids[envs].tolist(), names, step.aborted.values(), strict=True)
+            self._failures += [EnvFailure(*each) for each in failed]
         ended = step.ended
         if np.count_nonzero(ended):  # a fifth of the price of any()
             self.counters.episodes += int(ended.sum())
@@ -213,6 +266,11 @@ class Rollout:
             self.episode[ended] += 1
             self.returns[ended] = 0.0
             self.running[ended] = 0.0
+
+    def take_failures(self) -> list[EnvFailure]:
+        """Failures of environments since this was last asked."""
+        failures, self._failures = self._failures, []
+        return failures
 
     def peek(self, obs: Any, rows: Array) -> Any:
         """Module observations of sub-environments `rows`, leaving connector state as it is."""

@@ -248,3 +248,31 @@ def single_count(**kwargs: Any) -> gym.Env[Any, Any]:
 
 gym.register("tests/Count-v0", entry_point=single_count, vector_entry_point=NativeCount)
 gym.register("tests/Plain-v0", entry_point=CountEnv)
+
+
+class Chance(CountEnv):
+    """A CountEnv that draws which of `lengths` an episode has, and observes (its index, t)."""
+
+    def __init__(self, key: str, lengths: tuple[int, ...]) -> None:
+        super().__init__(lengths, ends=("terminated", "truncated"))
+        self.key = key
+
+    def reset(self, *, seed: int | None = None, **_: Any) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            SEEN[self.key].append(seed)
+        self.episode = int(self.np_random.integers(len(self.lengths)))
+        return self._obs(), {}
+
+
+def chance(key: str, lengths: tuple[int, ...], **_: Any) -> gym.Env[Any, Any]:
+    return Chance(key, lengths)
+
+
+class NativeChance(NativeCount):
+    def __init__(self, num_envs: int, key: str, lengths: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(num_envs, key=f"{key}/native", **kwargs)
+        self.envs = [Chance(key, lengths) for _ in range(num_envs)]
+
+
+gym.register("tests/Chance-v0", entry_point=chance, vector_entry_point=NativeChance)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rl_ops import columns as c
 from rl_ops.action_connectors import default_action_connectors
 from rl_ops.connectors import ObsConnectors, default_obs_connectors
 from rl_ops.distributions import Gaussian, SquashedGaussian, distribution_for
@@ -134,6 +135,11 @@ def fragments(rollout: Rollout, count: int = 1) -> list[pa.Table]:
         return [rollout.fragment(k) for k in range(count)]
     finally:
         rollout.close()
+
+
+def timeless(table: pa.Table) -> pa.Table:
+    """All columns but when they were sampled."""
+    return table.drop_columns([c.SAMPLED_AT])
 
 
 def column(table: pa.Table, name: str) -> list[Any]:

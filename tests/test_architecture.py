@@ -21,7 +21,8 @@ LAYERS = ("rl_ops", "offline", "pipelines", "workflows")
 RL_OPS_NEEDS = {"numpy", "pyarrow", "gymnasium", "torch"}
 
 WITHOUT_TORCH = {
-    *("action_connectors", "arrays", "categorical", "codec", "columns", "connectors"),
+    *("action_connectors", "arrays", "categorical", "codec", "columns", "complete_episodes"),
+    "connectors",
     *("distributions", "env_step", "envs", "errors", "gaussian", "guarded_env"),
     *(
         "image_connectors",
@@ -37,6 +38,7 @@ WITHOUT_TORCH = {
 """Modules of rl_ops that a rollout worker process loads: torch would cost each 1.3 s."""
 
 RAY_FILES = {
+    "offline/ray_reading.py",
     "pipelines/evaluation_stage.py",
     "pipelines/lean_ray.py",
     "pipelines/pipeline.py",
@@ -77,6 +79,8 @@ COLUMN_WORDS = {
     "rl_ops/policy.py": {"logp", "value", "action"},
     # the batch's own name of whichever column feeds the module
     "pipelines/ppo.py": {"obs"},
+    # names of columns that users may leave out, as a configuration spells them
+    "pipelines/config.py": {"obs", "final_obs", "logp", "value"},
     # a word of YAML's grammar
     "pipelines/strict_yaml.py": {"value"},
 }

@@ -15,6 +15,12 @@ COMMANDS: dict[str, str] = {
     "evaluate": "workflows.evaluate:evaluate",
     "example": "workflows.examples:example",
     "plan": "workflows.plan:plan",
+    "sql": "workflows.sql:sql",
+    "traces": "workflows.traces:traces",
+    "lineage": "workflows.lineage:lineage",
+    "lake": "workflows.lake:lake",
+    "import": "workflows.imports:import_data",
+    "export": "workflows.exports:export_data",
     "doctor": "workflows.doctor:doctor",
 }
 """Name → module:command, in the order of --help. The modules import torch and ray only to run."""

@@ -7,7 +7,7 @@ import click
 
 from workflows.exits import FAILED
 from workflows.logs import verbosity_options
-from workflows.options import json_option, storage_folder
+from workflows.options import json_option, refuse_address, storage_folder
 
 if TYPE_CHECKING:
     from workflows.checks import Finding
@@ -27,6 +27,8 @@ def doctor(*, storage: str | None, as_json: bool) -> None:
     from workflows.checks import all_findings  # imports torch and ray while it runs
     from workflows.output import json_line
 
+    if storage is not None:
+        refuse_address(storage)
     folder = storage_folder(None if storage is None else Path(storage).expanduser().absolute())
     states = []
     for finding in all_findings(folder):

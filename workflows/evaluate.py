@@ -11,8 +11,10 @@ from workflows.logs import verbosity_options
 from workflows.options import json_option, storage_option, storage_problem
 
 if TYPE_CHECKING:
+    from pipelines.checkpoint import Checkpoint
     from pipelines.evaluation import Evaluation
     from rl_ops.envs import EnvSpec
+    from rl_ops.policy import Policy
 
 
 def _video_dir(_: click.Context, __: click.Parameter, value: str | None) -> Path | None:
@@ -30,6 +32,7 @@ def _video_dir(_: click.Context, __: click.Parameter, value: str | None) -> Path
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--explore", is_flag=True, help="Sample actions instead of taking the most likely.")
 @click.option("--num-envs", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--no-log", is_flag=True, help="Do not add the episodes to the run's lake.")
 @click.option("--video-dir", metavar="D", callback=_video_dir, help="Write a video per episode.")
 @storage_option
 @json_option
@@ -57,15 +60,45 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
     with stdout_alone():
         videos = _record(policy, env, given["video_dir"], **options)
         found = evaluate_policy(policy, env, num_envs=given["num_envs"], **options)
+    logged = None if given["no_log"] else _log(checkpoint, found, policy, env, given)
     if given["as_json"]:
         figures = {**found.figures(), "returns": found.returns, "lengths": found.lengths}
-        record = {"checkpoint": str(located.path), "env": env.id, **figures, "videos": videos}
+        about = {"checkpoint": str(located.path), "env": env.id}
+        record = {**about, **figures, "videos": videos, "logged": logged}
         click.echo(json_line(record))
         return
     click.echo(f"checkpoint {located.path}")
     click.echo(text_of(env.id, found, each=ctx.meta["verbosity"] > 0))
     for video in videos:
         click.echo(f"video      {video}")
+    if logged is not None:
+        click.echo(f"logged     {logged}")
+
+
+def _log(
+    checkpoint: "Checkpoint", found: "Evaluation", policy: "Policy", env: "EnvSpec", given: Any
+) -> str | None:
+    """Add the evaluation to the lake of the checkpoint's run; its id there, None without a lake."""
+    from offline.errors import LakeError
+    from pipelines.evaluation import EvaluationTask
+    from pipelines.evaluation_log import lake_of_checkpoint, log_evaluation
+
+    task = EvaluationTask(
+        policy=policy.spec,
+        env=env,
+        episodes=given["episodes"],
+        seed=given["seed"],
+        num_envs=given["num_envs"],
+        explore=given["explore"],
+        version=checkpoint.state["learner"]["version"],
+    )
+    try:
+        storage = lake_of_checkpoint(checkpoint)
+        return None if storage is None else log_evaluation(storage, checkpoint, found, task)
+    except LakeError as error:
+        # What was asked for is known all the same: the figures.
+        click.echo(f"warning: the episodes are not logged: {error}", err=True)
+        return None
 
 
 def saved_env(config: Mapping[str, Any]) -> "EnvSpec":

@@ -4,9 +4,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from offline.storage import Storage
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +63,17 @@ def storage_option(command: F) -> F:
         metavar="DIR",
         callback=_storage,
         help=f"Where runs live.  [default: {DEFAULT_STORAGE}]",
+    )(command)
+
+
+def lake_storage_option(command: F) -> F:
+    """Add --storage; the command gets `lake`, the `offline.storage.Storage` of the lake there."""
+    return click.option(
+        "--storage",
+        "lake",
+        metavar="DIR|s3://...",
+        callback=_lake,
+        help=f"Where the lake is: its folder `lake`.  [default: {DEFAULT_STORAGE}]",
     )(command)
 
 
@@ -134,12 +148,24 @@ _RESUME_HELP = (
 )
 
 
+def _lake(_: click.Context, __: click.Parameter, value: str | None) -> "Storage":
+    # Imports pyarrow, which --help must not wait for.
+    from offline.errors import LakeError
+    from offline.storage import Storage
+
+    place = DEFAULT_STORAGE if value is None else value
+    if not place.strip():
+        raise click.BadParameter("the name of a folder is needed, or s3://bucket/prefix")
+    try:
+        return Storage.at(f"{place.rstrip('/')}/lake")
+    except LakeError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _storage(_: click.Context, __: click.Parameter, value: str | None) -> Path | None:
     if value is None:
         return None
-    scheme = value.partition("://")[0]
-    if scheme != value:
-        raise click.BadParameter(f"{scheme}:// storage is not in this version; give a folder")
+    refuse_address(value)
     if not value.strip() or "\0" in value:
         raise click.BadParameter("the name of a folder is needed")
     path = Path(value).expanduser().absolute()
@@ -147,6 +173,21 @@ def _storage(_: click.Context, __: click.Parameter, value: str | None) -> Path |
     if problem:
         raise click.BadParameter(problem)
     return path
+
+
+def refuse_address(storage: str) -> None:
+    """Refuse an address where runs are to live.
+
+    Raises:
+        click.BadParameter: it is one; says what to do.
+    """
+    scheme, separator, _ = storage.partition("://")
+    if separator:
+        raise click.BadParameter(
+            f"runs' folders are local, and {scheme}:// is none; give a folder, and "
+            "--set trace.lake=s3://bucket/prefix to log to a lake in an object store",
+            param_hint="--storage",
+        )
 
 
 def storage_problem(path: Path) -> str:

@@ -1,5 +1,6 @@
 """`millrace train`: run a pipeline to its end, show how it goes, and say what it left behind."""
 
+import json
 import signal
 import sys
 import traceback
@@ -185,6 +186,7 @@ class Training:
             "run_id": pipeline.run_id,
             "folder": str(pipeline.folder.path),
             "stopped_by": stopped_by,
+            "lake": _lake_line(pipeline, last, checkpoint),
             "checkpoint": None if checkpoint is None else str(checkpoint),
             "evaluate": None if checkpoint is None else self._evaluate_command(checkpoint),
             "resume": self._resume_command(pipeline) if self.stop.signal else None,
@@ -220,6 +222,18 @@ class Training:
         if self.request.ray_address is not None:
             words += ["--ray-address", self.request.ray_address]
         return shell([*words, *(["--debug"] if self.request.debug else [])])
+
+
+def _lake_line(pipeline: "Pipeline", last: dict[str, Any], checkpoint: Path | None) -> str | None:
+    """Where the steps are, and the table versions that hold what the checkpoint was trained on."""
+    if pipeline.lake is None:
+        return None
+    names = {name: f"lake/{name}_version" for name in ("steps", "episodes", "consumption")}
+    versions = {name: last[key] for name, key in names.items() if key in last}
+    if checkpoint is not None:
+        versions = json.loads((checkpoint / "state.json").read_text())["lake"]["versions"]
+    at = ", ".join(f"{name} version {version}" for name, version in versions.items())
+    return f"{pipeline.lake} ({at})" if at else pipeline.lake
 
 
 def figures_of(last: Figures) -> list[str]:

@@ -199,6 +199,27 @@ def test_a_version_of_several_fragments_of_several_workers_uses_all_their_rows(a
 
 
 @algorithms
+@envs
+def test_versions_of_whole_episodes_have_their_rows_or_more_and_repeat(algo, env, tmp_path):
+    steps = {"num_envs": 2, "fragment_steps": 30, "num_workers": 2}
+    rollout = {**steps, "batch_mode": "complete_episodes"}
+    config = make_config(algo, env, rollout=rollout, train_rows=240, connectors=CONNECTORS)
+    assert "30 steps or more in whole episodes, act" in (
+        text := plan_for(config, run_id="x").describe()
+    )
+    assert "x 60 rows or more a version" in text
+    results = run(config, tmp_path, iterations=2)
+    assert json.dumps(results) == json.dumps(run(config, tmp_path, iterations=2))
+    rows = [results[0]["env_steps"], results[1]["env_steps"] - results[0]["env_steps"]]
+    if env == "Pendulum-v1":  # every episode takes 200 steps
+        assert rows == [4 * 2 * 200] * 2
+        assert [result["episodes"] for result in results] == [8, 16]
+    assert min(rows) >= 240
+    for result in results:
+        assert all(math.isfinite(v) for k, v in result.items() if k.startswith("learner/"))
+
+
+@algorithms
 def test_debug_runs_a_configuration_of_a_worker_group_in_one_process(algo, tmp_path):
     rollout = {"num_workers": 2, "num_envs": 2, "fragment_steps": 8}
     config = make_config(algo, "Pendulum-v1", rollout=rollout, learner={"num_workers": 2})

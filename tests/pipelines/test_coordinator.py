@@ -360,7 +360,7 @@ async def test_results_count_rollout_seconds_aborted_episodes_and_restarts_over_
     await coordinator.advance(0, b"w", None)
     await first("a0")
     await second("b0")
-    report = {"fragment_s": 2.0, "aborted_episodes": 3, "last_error": ""}
+    report = {"fragment_s": 2.0, "aborted_episodes": 3, "failures": [{"kind": "env"}]}
     waiting = [first("a1", report), second("b1", report)]
     await waits(waiting[0])
     # The restarted worker counts from 0 again; what it counted before stays counted.
@@ -372,6 +372,8 @@ async def test_results_count_rollout_seconds_aborted_episodes_and_restarts_over_
     assert figures["time/rollout_s"] == 3.0
     assert figures["faults/aborted_episodes"] == 7
     assert figures["faults/worker_restarts"] == 1
+    kinds = [failure["kind"] for failure in figures["failures"]]
+    assert kinds == ["env", "env", "worker", "env"]
     await asyncio.gather(*waiting)
 
 

@@ -165,7 +165,7 @@ def test_all_that_is_wrong_is_said_at_once_with_where_it_stands() -> None:
     )
     assert errors(layer, *sets("seed=x"), env=None) == [
         "F.yaml:3: rollout.num_workrs: unknown key; did you mean `rollout.num_workers`? "
-        "`rollout` has num_workers, num_envs, fragment_steps, max_policy_lag",
+        "`rollout` has num_workers, num_envs, fragment_steps, batch_mode, max_policy_lag",
         '--set: seed: got "x", expected integer >= 0',
         "env: missing; name one: --env CartPole-v1, or env: CartPole-v1 in the file",
         "F.yaml:6: gamma: got 1.5, expected number from 0 to 1",

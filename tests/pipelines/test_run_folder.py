@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from offline.lake import Lake
 from pipelines import Pipeline, PPOConfig
 from pipelines.checkpoint import PARTIAL
 from pipelines.errors import RunExistsError, StorageError
@@ -167,14 +168,17 @@ def test_a_read_only_run_folder_is_refused_as_storage(tmp_path, monkeypatch):
         RunFolder(tmp_path, "run", resume_at=0)
 
 
-def test_a_run_that_cannot_start_leaves_nothing(tmp_path, monkeypatch):
+def test_a_run_that_cannot_start_leaves_nothing_but_its_failure_in_the_lake(tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("no")
 
     monkeypatch.setattr("pipelines.pipeline.LocalBackend", fail)
     with pytest.raises(RuntimeError, match="no"):
         Pipeline(small(), storage=tmp_path, name="run", debug=True)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "run").exists()
+    (started, ended) = Lake(tmp_path / "lake").runs().to_arrow().sort_by("at").to_pylist()
+    assert (started["status"], ended["status"]) == ("running", "failed")
+    assert ended["message"] == "RuntimeError: no"
     monkeypatch.undo()
     Pipeline(small(), storage=tmp_path, name="run", debug=True).close()
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines import Pipeline, PPOConfig
+from pipelines import ALGORITHMS, Pipeline, PPOConfig, config_class
 from pipelines.config_errors import ConfigError
 from pipelines.errors import TrainingError
 
@@ -79,7 +79,24 @@ def test_a_worker_group_of_one_gives_the_metrics_of_local_mode_bit_for_bit(tmp_p
     assert grouped == run(make_config(), tmp_path, debug=True)
 
 
-def test_a_worker_group_of_two_counts_all_rows_and_saves_each_generator(tmp_path):
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
+def test_whole_episodes_give_the_metrics_of_debug_bit_for_bit(algo, tmp_path):
+    rollout = {"num_workers": 2, "num_envs": 2, "fragment_steps": 16}
+    config = config_class(algo)(
+        env="CartPole-v1",
+        rollout={**rollout, "batch_mode": "complete_episodes"},
+        model={"hidden": (8,)},
+        resources={"rollout_cpus": 0.25},
+    )
+    results = run(config, tmp_path, iterations=2)
+    assert results == run(config, tmp_path, iterations=2, debug=True)
+    figures = [json.loads(result) for result in results]
+    assert figures[1]["env_steps"] >= 2 * 2 * 2 * 16
+    assert all(np.isfinite(v) for k, v in figures[1].items() if k.startswith("learner/"))
+
+
+@pytest.mark.parametrize("batch_mode", ["truncate", "complete_episodes"])
+def test_a_worker_group_of_two_counts_all_rows_and_saves_each_generator(batch_mode, tmp_path):
     # Minibatches of 3 rows: ranks whose rows differ in number would otherwise differ in steps.
     config = make_config(
         workers=2,
@@ -87,7 +104,7 @@ def test_a_worker_group_of_two_counts_all_rows_and_saves_each_generator(tmp_path
         connectors={"normalize_obs": True, "normalize_reward": True},
         target_kl=0.05,
         reporting={"window_episodes": 1000},
-    ).with_overrides({"minibatch_rows": 3})
+    ).with_overrides({"minibatch_rows": 3, "rollout.batch_mode": batch_mode})
     with Pipeline(config, storage=tmp_path, name="run") as pipeline:
         for _ in range(3):
             result = pipeline.train()
