@@ -13,7 +13,7 @@ from offline import schemas as s
 from offline.errors import LakeError
 from offline.filters import Where
 from offline.selection import Selection, select
-from offline.storage import Storage
+from offline.storage import Storage, explain
 from offline.tables import open_table
 
 
@@ -81,8 +81,16 @@ class Lake:
         return {name: open_table(self.storage, name).version() for name in s.TABLES}
 
     def exists(self) -> bool:
-        """Whether there is any table."""
-        found = self.storage.filesystem().get_file_info([f"{n}/_delta_log" for n in s.TABLES])
+        """Whether there is any table.
+
+        Raises:
+            LakeStorageError: the storage cannot be read.
+        """
+        logs = [f"{name}/_delta_log" for name in s.TABLES]
+        try:
+            found = self.storage.filesystem().get_file_info(logs)
+        except (OSError, pa.ArrowException) as error:
+            raise explain(error, self.storage, "looking for tables") from None
         return any(info.type != fs.FileType.NotFound for info in found)
 
     def sql(

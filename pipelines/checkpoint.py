@@ -7,7 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -205,15 +205,29 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     return Policy(checkpoint.policy, checkpoint.weights())
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
+class Latest(NamedTuple):
+    """The newest whole checkpoint of a run.
+
+    Attributes:
+        path: its folder; None where there is none.
+        skipped: what is wrong with newer ones.
+    """
+
+    path: Path | None
+    skipped: tuple[str, ...]
+
+
+def latest_checkpoint(folder: Path) -> Latest:
     """The newest whole checkpoint in a run's checkpoints folder, skipping damaged ones."""
+    skipped: list[str] = []
     for candidate in reversed(numbered(folder)):
         try:
             verify_checkpoint(candidate)
-        except CheckpointError:
+        except CheckpointError as error:
+            skipped.append(str(error))
             continue
-        return candidate
-    return None
+        return Latest(candidate, tuple(skipped))
+    return Latest(None, tuple(skipped))
 
 
 def numbered(folder: Path) -> list[Path]:

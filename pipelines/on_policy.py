@@ -15,7 +15,7 @@ from torch import nn
 from pipelines.config import OnPolicyConfig
 from rl_ops import columns as c
 from rl_ops.batch import Batch
-from rl_ops.learner import Learner, Loss, Modules
+from rl_ops.learner import Learner, Loss, Modules, check_tensors
 from rl_ops.models import build_model
 from rl_ops.moments import RunningMoments, normalize
 from rl_ops.operators import AddGAE, ClipReward, Operator
@@ -178,17 +178,7 @@ class ActorCriticLearner(Learner[C]):
     def set_weights(self, weights: Weights) -> None:
         """See `Learner.set_weights`."""
         tensors = {name: torch.from_numpy(np.array(x)) for name, x in weights.module.items()}
-        own = {name: tensor.shape for name, tensor in self.modules.model.state_dict().items()}
-        given = {name: tensor.shape for name, tensor in tensors.items()}
-        if given != own:  # torch would load what fits, and leave a network of two halves
-            names = sorted({*own, *given})
-            problems = [
-                f"{name}: got {tuple(given[name]) if name in given else 'nothing'}, "
-                f"expected {tuple(own[name]) if name in own else 'nothing'}"
-                for name in names
-                if given.get(name) != own.get(name)
-            ]
-            raise ValueError("the weights are of another architecture: " + "; ".join(problems))
+        check_tensors(self.modules.model.state_dict(), tensors, what="a policy with these weights")
         self.modules.model.load_state_dict(tensors)
         self.world.synchronize(self.modules)
 

@@ -419,7 +419,10 @@ class PipelinePolicy(Policy):
 
 def _local_folder(storage: str | os.PathLike[str]) -> Path:
     if "://" in str(storage):
-        raise StorageError(f"storage {storage} is no local folder; addresses are not supported yet")
+        raise StorageError(
+            f"storage {storage} is no local folder, as runs' folders have to be; give one, and "
+            "trace.lake=s3://bucket/prefix to log to a lake in an object store"
+        )
     return Path(storage).expanduser()
 
 

@@ -96,7 +96,8 @@ class Modules:
             ValueError: keys or shapes differ; the message lists them, and nothing was loaded.
         """
         own = {k: v for group in self.state().values() for k, v in group.items()}
-        _check_keys(own, {k: v for group in state.values() for k, v in group.items()})
+        given = {k: v for group in state.values() for k, v in group.items()}
+        check_tensors(own, given, what="the checkpoint")
         for f in dataclasses.fields(self):
             value, prefix = getattr(self, f.name), f"{f.name}."
             group = _tensors(f.name, value)[0]
@@ -123,16 +124,23 @@ def _tensors(name: str, value: Any) -> tuple[str, dict[str, torch.Tensor]]:
     raise TypeError(f"Modules.{name} is a {type(value).__name__}; expected a module or optimizer")
 
 
-def _check_keys(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
+def check_tensors(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], *, what: str
+) -> None:
+    """Refuse tensors of other names or shapes than our own: torch would load what fits.
+
+    Raises:
+        ValueError: `what` is of another architecture; lists every key that differs.
+    """
     problems = [f"missing {name}" for name in sorted(own.keys() - state.keys())]
     problems += [f"unexpected {name}" for name in sorted(state.keys() - own.keys())]
     problems += [
-        f"{name}: checkpoint {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
+        f"{name}: got {tuple(state[name].shape)}, here {tuple(own[name].shape)}"
         for name in sorted(own.keys() & state.keys())
         if own[name].shape != state[name].shape
     ]
     if problems:
-        raise ValueError("the checkpoint is of another architecture: " + "; ".join(problems))
+        raise ValueError(f"{what} is of another architecture: " + "; ".join(problems))
 
 
 class Loss(NamedTuple):

@@ -101,7 +101,7 @@ def _run(format_: str, write: "Write", given: Mapping[str, Any]) -> None:
     from workflows.output import json_line
 
     report = export_episodes(
-        Lake(given["lake"]),
+        Lake(given["storage"]),
         _query(given),
         given["folder"],
         write,

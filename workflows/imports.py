@@ -174,7 +174,7 @@ def _run(source: "Source", options: Mapping[str, Any], given: Mapping[str, Any])
             options=options,
         )
         report = import_episodes(
-            given["lake"], source, request, resume=given["resume"], dry_run=given["dry_run"]
+            given["storage"], source, request, resume=given["resume"], dry_run=given["dry_run"]
         )
     click.echo(json_line(report.to_json()) if given["as_json"] else text_of(report))
 

@@ -1,7 +1,6 @@
 """`millrace lake`: what happened to the lake's tables, their maintenance, and their doctor."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,14 +52,14 @@ def _print(found: Sequence[Any], lines: Callable[[Any], Iterator[str]], *, as_js
 @lake_storage_option
 @json_option
 @verbosity_options
-def history(*, tables: tuple[str, ...], limit: int, lake: "Storage", as_json: bool) -> None:
+def history(*, tables: tuple[str, ...], limit: int, storage: "Storage", as_json: bool) -> None:
     """List each table's versions with time, operation, rows, files, writer and fragments.
 
     Any of them can be read: `millrace sql "SELECT …" --version TABLE=N`.
     """
     from offline.table_history import history as versions_of
 
-    found = list(versions_of(lake, tables=tables or None, limit=limit))
+    found = list(versions_of(storage, tables=tables or None, limit=limit))
     _print(found, _version_lines, as_json=as_json)
 
 
@@ -102,7 +101,7 @@ def compact(
     tables: tuple[str, ...],
     run: str | None,
     target_bytes: int | None,
-    lake: "Storage",
+    storage: "Storage",
     as_json: bool,
 ) -> None:
     """Rewrite small files of each run into large ones, also while runs write.
@@ -114,7 +113,7 @@ def compact(
     from offline.compaction import compact as compact_tables
 
     found = compact_tables(
-        lake,
+        storage,
         tables=tables or None,
         run_id=run,
         target_bytes=target_bytes or TARGET_BYTES,
@@ -156,7 +155,7 @@ def vacuum(
     retention_hours: int | None,
     force: bool,
     remove: bool,
-    lake: "Storage",
+    storage: "Storage",
     as_json: bool,
 ) -> None:
     """Say which files no version of the last week needs, and with --yes remove them.
@@ -169,7 +168,7 @@ def vacuum(
     from offline.vacuum import vacuum as vacuum_tables
 
     found = vacuum_tables(
-        lake,
+        storage,
         tables=tables or None,
         retention_hours=RETENTION_HOURS if retention_hours is None else retention_hours,
         force=force,
@@ -199,7 +198,7 @@ def _vacuum_lines(found: Sequence["Vacuum"]) -> Iterator[str]:
 @json_option
 @verbosity_options
 def doctor(
-    *, tables: tuple[str, ...], deep: bool, repair: bool, lake: "Storage", as_json: bool
+    *, tables: tuple[str, ...], deep: bool, repair: bool, storage: "Storage", as_json: bool
 ) -> None:
     """Compare log, ledger, files and rows; say what is wrong, where, and what to do.
 
@@ -215,15 +214,14 @@ def doctor(
     from offline.doctor_repair import repair as repaired
     from workflows.output import safe_text
 
-    place = lake
-    for line in repaired(place) if repair else ():
+    for line in repaired(storage) if repair else ():
         click.echo(safe_text(line), err=as_json)
-    found = examine(place, tables=tables or None, deep=deep)
+    found = examine(storage, tables=tables or None, deep=deep)
     _print(found, _finding_lines, as_json=as_json)
     severities = [finding.severity for finding in found]
     if not as_json:
         counts = ", ".join(f"{severities.count(name)} {name}s" for name in ("error", "warning"))
-        click.echo(f"{counts}" if found else f"nothing found: {place.uri} is whole")
+        click.echo(f"{counts}" if found else f"nothing found: {storage.uri} is whole")
     if "error" in severities:
         raise click.exceptions.Exit(FAILED)
 

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from workflows.logs import verbosity_options
-from workflows.options import json_option, storage_option
+from workflows.options import json_option, lake_storage_option
 from workflows.traces import open_lake
 
 if TYPE_CHECKING:
     from offline.lake import Lake
     from offline.lineage import FragmentRef, Lineage, Use
     from offline.sessions import CheckpointRow
+    from offline.storage import Storage
     from pipelines.checkpoint import Checkpoint
     from workflows.lineage_tables import Found
 
@@ -24,16 +26,19 @@ if TYPE_CHECKING:
 @click.option("--number", type=int, metavar="N", help="Of run CHECKPOINT this one, by the lake.")
 @click.option("--episode", metavar="ID", help="Which checkpoints used this episode.")
 @click.option("--fragment", metavar="RUN:SESSION:ID", help="Which checkpoints used this fragment.")
-@storage_option
+@lake_storage_option
 @json_option
 @verbosity_options
+@click.pass_context
 def lineage(
+    ctx: click.Context,
+    /,
     *,
     checkpoint: str | None,
     number: int | None,
     episode: str | None,
     fragment: str | None,
-    storage: Path | None,
+    storage: "Storage",
     as_json: bool,
 ) -> None:
     """Print how CHECKPOINT came about: its folder, a run's folder, or a run id (the latest).
@@ -42,6 +47,8 @@ def lineage(
     configuration, the versions of code, packages and tables. Rows that a session logged after
     the checkpoint that was resumed are no part of it. Exit code 1 when the folder is not what
     the lake noted.
+
+    A run id is looked for in the folder of --storage, or in the default one where that is s3://.
     """
     from workflows.lineage_tables import lineage_json, lineage_lines, use_json, use_lines
     from workflows.output import json_line
@@ -56,7 +63,7 @@ def lineage(
             click.echo(line)
         return
     found = (
-        _of_folder(checkpoint, storage)
+        _of_folder(checkpoint, storage, preferred=_is_given(ctx))
         if number is None
         else _of_number(checkpoint, number, storage)
     )
@@ -66,37 +73,50 @@ def lineage(
         raise click.exceptions.Exit(1)
 
 
-def _of_number(run_id: str, number: int, storage: Path | None) -> "Found":
+def _of_number(run_id: str, number: int, storage: "Storage") -> "Found":
     from offline.lineage import of_checkpoint
     from workflows.lineage_tables import Found
 
     return Found(of_checkpoint(open_lake(storage), run_id, number), None, "unknown", "unknown")
 
 
-def _of_folder(given: str, storage: Path | None) -> "Found":
+def _is_given(ctx: click.Context) -> bool:
+    return ctx.get_parameter_source("storage") is not ParameterSource.DEFAULT
+
+
+def _of_folder(given: str, storage: "Storage", *, preferred: bool) -> "Found":
     from pipelines.checkpoint import Checkpoint
     from workflows.runs import locate
 
-    located = locate(given, storage)
+    located = locate(given, Path(storage.uri).parent if storage.is_local else None)
     for reason in located.skipped:
         click.echo(f"warning: {reason}", err=True)
     checkpoint = Checkpoint(located.path)
-    lake = _lake_of(checkpoint, storage)
+    lake = _lake_of(checkpoint, storage, preferred=preferred)
     return compare(lineage_of(lake, checkpoint), checkpoint)
 
 
-def _lake_of(checkpoint: "Checkpoint", storage: Path | None) -> "Lake":
-    """The first that knows the checkpoint: of --storage, as noted, beside the run's folder."""
+def _lake_of(checkpoint: "Checkpoint", storage: "Storage", *, preferred: bool) -> "Lake":
+    """The first that knows the checkpoint: as noted, beside the run's folder, and of --storage.
+
+    That one first if `preferred`: then none of the others has to be within reach.
+    """
     from offline.lake import Lake
 
     noted = (checkpoint.state.get("lake") or {}).get("uri")
-    lakes = [] if storage is None else [open_lake(storage)]
-    lakes += [Lake(noted)] if noted else []
+    places: list[str | Path | Storage] = [noted] if noted else []
     if checkpoint.path.parent.name == "checkpoints":
-        lakes.append(Lake(checkpoint.path.parent.parent.parent / "lake"))
-    lakes = [lake for lake in [*lakes, open_lake(None)] if lake.exists()]
-    knowing = (lake for lake in lakes if _row_of(lake, checkpoint) is not None)
-    return next(knowing, lakes[0] if lakes else open_lake(storage))
+        places.append(checkpoint.path.parent.parent.parent / "lake")
+    places.insert(0 if preferred else len(places), storage)
+    lakes: list[Lake] = []
+    for place in places:
+        lake = Lake(place)
+        if not lake.exists():
+            continue
+        if _row_of(lake, checkpoint) is not None:
+            return lake
+        lakes.append(lake)
+    return lakes[0] if lakes else open_lake(storage)
 
 
 def _row_of(lake: "Lake", checkpoint: "Checkpoint") -> "CheckpointRow | None":

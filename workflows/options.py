@@ -67,10 +67,9 @@ def storage_option(command: F) -> F:
 
 
 def lake_storage_option(command: F) -> F:
-    """Add --storage; the command gets `lake`, the `offline.storage.Storage` of the lake there."""
+    """Add --storage; the command gets the `offline.storage.Storage` of the lake there."""
     return click.option(
         "--storage",
-        "lake",
         metavar="DIR|s3://...",
         callback=_lake,
         help=f"Where the lake is: its folder `lake`.  [default: {DEFAULT_STORAGE}]",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checkpoint import numbered, verify_checkpoint
+from pipelines.checkpoint import latest_checkpoint, verify_checkpoint
 from pipelines.errors import CheckpointError
 from workflows.options import storage_folder
 
@@ -51,16 +51,11 @@ def newest_whole(run: Path) -> Located:
     Raises:
         CheckpointError: the run has no whole checkpoint.
     """
-    skipped = []
-    for candidate in reversed(numbered(run / "checkpoints")):
-        try:
-            verify_checkpoint(candidate)
-        except CheckpointError as error:
-            skipped.append(str(error))
-            continue
-        return Located(candidate, tuple(skipped))
-    if skipped:
-        raise CheckpointError("\n".join([f"{run} has no whole checkpoint", *skipped]))
+    latest = latest_checkpoint(run / "checkpoints")
+    if latest.path is not None:
+        return Located(latest.path, latest.skipped)
+    if latest.skipped:
+        raise CheckpointError("\n".join([f"{run} has no whole checkpoint", *latest.skipped]))
     raise CheckpointError(f"{run} has no checkpoint; it ended before the first was written")
 
 

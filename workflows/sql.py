@@ -92,7 +92,7 @@ def sql(**given: Any) -> None:
     output = None if given["output"] is None else Path(given["output"]).expanduser()
     form = _format(given["form"], output)
     query = sys.stdin.read() if given["query"] == "-" else given["query"]
-    found = Lake(given["lake"]).sql(
+    found = Lake(given["storage"]).sql(
         query,
         versions=given["versions"],
         memory=given["memory"],

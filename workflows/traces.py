@@ -8,21 +8,22 @@ import click
 
 from workflows.exits import BAD_INPUT, Failure
 from workflows.logs import verbosity_options
-from workflows.options import json_option, storage_folder, storage_option
+from workflows.options import json_option, lake_storage_option
 
 if TYPE_CHECKING:
     from offline.export_episodes import EpisodeQuery
     from offline.exporting import Write
     from offline.lake import Lake
+    from offline.storage import Storage
     from offline.traces import Trace
 _KINDS = ("train", "evaluation", "import")
 
 
-def open_lake(storage: Path | None) -> "Lake":
+def open_lake(storage: "Storage") -> "Lake":
     """The lake of --storage."""
-    from offline.lake import Lake
+    from offline.lake import Lake  # imports pyarrow
 
-    return Lake(storage_folder(storage) / "lake")
+    return Lake(storage)
 
 
 @click.group(short_help="List, show, export and film logged episodes.")
@@ -42,10 +43,10 @@ def traces() -> None:
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--aborted", is_flag=True, help="Only those that a failure or the run's end cut.")
 @click.option("--kind", type=click.Choice(_KINDS), help="Only those.")
-@storage_option
+@lake_storage_option
 @json_option
 @verbosity_options
-def list_(*, run: str | None, storage: Path | None, as_json: bool, **chosen: Any) -> None:
+def list_(*, run: str | None, storage: "Storage", as_json: bool, **chosen: Any) -> None:
     """List episodes with return, length, how they ended, and the policy versions that acted."""
     from offline.traces import list_episodes
     from workflows.output import json_line
@@ -95,7 +96,7 @@ def new_file(value: str, *, suffix: str) -> Path:
 @click.option("--rows", type=click.IntRange(min=0), default=20, show_default=True)
 @click.option("--all", "every", is_flag=True, help="All rows.")
 @click.option("--plot", metavar="FILE.html", callback=_plot_file, help="Write a page with plots.")
-@storage_option
+@lake_storage_option
 @json_option
 @verbosity_options
 def show(
@@ -106,7 +107,7 @@ def show(
     rows: int,
     every: bool,
     plot: Path | None,
-    storage: Path | None,
+    storage: "Storage",
     as_json: bool,
 ) -> None:
     """Show EPISODE: its id, or the beginning of one if no other begins so.
@@ -166,7 +167,7 @@ def _shows_blocks() -> bool:
 @click.option("--run", metavar="RUN", help="All episodes of this run, or whose the EPISODES are.")
 @click.option("--format", "format_", type=click.Choice(["rllib", "parquet"]), required=True)
 @click.option("--output", metavar="DIR", required=True, help="A new or empty folder.")
-@storage_option
+@lake_storage_option
 @json_option
 @verbosity_options
 def export(
@@ -175,7 +176,7 @@ def export(
     run: str | None,
     format_: str,
     output: str,
-    storage: Path | None,
+    storage: "Storage",
     as_json: bool,
 ) -> None:
     """Export EPISODES, by id or the beginning of one, or all of --run.
@@ -219,11 +220,11 @@ def episode_query(lake: "Lake", given: tuple[str, ...], run: str | None) -> "Epi
 @click.argument("episode")
 @click.option("--run", metavar="RUN", help="Whose, where several runs have such an id.")
 @click.option("--output", metavar="FILE.mp4", required=True, callback=_video_file)
-@storage_option
+@lake_storage_option
 @json_option
 @verbosity_options
 def video(
-    *, episode: str, run: str | None, output: Path, storage: Path | None, as_json: bool
+    *, episode: str, run: str | None, output: Path, storage: "Storage", as_json: bool
 ) -> None:
     """Film EPISODE: its environments are made again, seeded as they were, and do it all again.
 

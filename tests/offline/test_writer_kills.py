@@ -234,7 +234,7 @@ def test_any_order_of_writes_kills_compactions_and_recoveries(
     children: Nursery, template: Path
 ) -> None:
     Kills.children, Kills.template = children, template
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Kills, settings=settings(max_examples=25, stateful_step_count=12, deadline=None)
     )
 

@@ -291,7 +291,7 @@ for survived in range(100):
         write(2)
         os._exit(0)
     status = os.waitpid(pid, 0)[1]
-    latest = latest_checkpoint(storage)
+    latest = latest_checkpoint(storage).path
     print(os.WTERMSIG(status), Checkpoint(latest).state["n"], flush=True)
     if os.WIFEXITED(status):
         break
@@ -324,7 +324,7 @@ def test_killed_before_any_step_of_a_write_the_one_before_is_the_latest(tmp_path
 
 
 def test_the_latest_checkpoint_is_the_highest_number_that_is_whole(tmp_path):
-    assert latest_checkpoint(tmp_path) is None
+    assert latest_checkpoint(tmp_path) == (None, ())
     for name in ("2", "9", "10", "11"):
         write(tmp_path / name)
     (tmp_path / "11" / "state.json").write_text("{}")
@@ -332,7 +332,10 @@ def test_the_latest_checkpoint_is_the_highest_number_that_is_whole(tmp_path):
     write(tmp_path / "12-best")
     write(tmp_path / f"{PARTIAL}13.abcd")
     (tmp_path / "14").write_text("")
-    assert latest_checkpoint(tmp_path) == tmp_path / "9"
+    latest = latest_checkpoint(tmp_path)
+    assert latest.path == tmp_path / "9"
+    assert len(latest.skipped) == 3
+    assert "10 has no manifest.json" in latest.skipped[2]
 
 
 # --- load_policy ---

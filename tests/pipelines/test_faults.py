@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from offline.doctor import doctor
+from offline.lake import Lake
 from pipelines import Pipeline, PPOConfig
 from pipelines.checkpoint import Checkpoint, latest_checkpoint
 from pipelines.errors import TrainingError
@@ -114,8 +116,28 @@ def test_however_many_rollout_workers_are_killed_each_fragment_is_used_once(
     assert max(counts.values()) == 1
     assert result["env_steps"] == result["training_iteration"] * ROWS
     assert result["policy_lag_max"] <= lag
+    check_lake(tmp_path, result, steps=set(counts))
     # One killed again before it had its seat back was not there to be counted.
     assert kills / 2 <= result["faults/worker_restarts"] <= kills
+
+
+def check_lake(storage, result, *, steps):
+    """Every step that was consumed is logged once, every kill is a row, every episode ends once."""
+    lake = Lake(storage / "lake")
+    logged = lake.sql("SELECT episode_id, t, count(*) AS n FROM steps GROUP BY ALL").to_pylist()
+    assert {row["n"] for row in logged} == {1}
+    assert steps <= {(row["episode_id"], row["t"]) for row in logged}
+    used = lake.sql("SELECT count(*) AS n, count(DISTINCT fragment_id) AS ids FROM consumption")
+    (row,) = used.to_pylist()
+    assert row["n"] == row["ids"] >= 2 * result["training_iteration"]
+    restarts = lake.sql("SELECT sum(count) AS n FROM failures WHERE kind = 'worker'")
+    assert restarts["n"][0].as_py() >= result["faults/worker_restarts"]
+    ends = lake.sql(
+        "SELECT count(*) AS n, count(DISTINCT episode_id) AS ids FROM episodes"
+    ).to_pylist()
+    begun = len({row["episode_id"] for row in logged})
+    assert ends == [{"n": begun, "ids": begun}]
+    assert [f for f in doctor(lake.storage, deep=True) if f.severity == "error"] == []
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -161,7 +183,7 @@ from pipelines import Pipeline, PPOConfig
 from pipelines.checkpoint import latest_checkpoint
 
 storage, debug = Path(sys.argv[1]), sys.argv[2] == "debug"
-latest = latest_checkpoint(storage / "run" / "checkpoints")
+latest = latest_checkpoint(storage / "run" / "checkpoints").path
 if latest is not None:
     pipeline = Pipeline.from_checkpoint(latest, debug=debug)
 else:
@@ -246,7 +268,7 @@ def test_a_driver_killed_at_any_moment_resumes_with_no_iteration_lost_or_doubled
 def start_driver(storage, mode, config):
     arguments = [str(storage), mode, config.model_dump_json(), "run"]
     # A first session that died before its first checkpoint left a folder that is in the way.
-    if latest_checkpoint(storage / "run" / "checkpoints") is None and (storage / "run").exists():
+    if latest_checkpoint(storage / "run" / "checkpoints").path is None and (storage / "run").exists():
         (storage / "run").rename(storage / f"gone-{time.monotonic_ns()}")
     process = subprocess.Popen(
         [sys.executable, "-c", _DRIVER, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True

@@ -85,8 +85,8 @@ def test_keys_and_shapes_that_differ_are_all_listed_and_nothing_is_loaded() -> N
     for problem in (
         "missing moments.count",
         "unexpected critic.weight",
-        "net.0.weight: checkpoint (20, 2), here (3, 2)",
-        "optimizer.slot_0: checkpoint (144,), here (64,)",
+        "net.0.weight: got (20, 2), here (3, 2)",
+        "optimizer.slot_0: got (144,), here (64,)",
     ):
         assert problem in str(caught.value)
     for group, tensors in nets.state().items():
