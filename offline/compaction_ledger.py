@@ -39,7 +39,7 @@ def enter_compacted(storage: Storage, table: str) -> list[str]:
 
     if table == s.LEDGER.name:
         return []
-    application = f"{WRITER}/{table}"
+    name = f"{WRITER}/{table}"
     live = live_files(open_table(storage, table))
     for _ in range(_ATTEMPTS):
         ledger = open_table(storage, s.LEDGER.name)
@@ -49,17 +49,12 @@ def enter_compacted(storage: Storage, table: str) -> list[str]:
             return []
         rows = _ledger_rows(storage, table, made, entries)
         # Of two processes that found the same files missing, the second has its commit refused.
-        number = (ledger.transaction_version(application) or 0) + 1
+        own = [Transaction(name, (ledger.transaction_version(name) or 0) + 1)]
+        once = CommitProperties(app_transactions=own, custom_metadata=METADATA)
+        zstd = WriterProperties(compression="ZSTD")
         try:
             write_deltalake(
-                ledger,
-                rows,
-                mode="append",
-                writer_properties=WriterProperties(compression="ZSTD"),
-                commit_properties=CommitProperties(
-                    app_transactions=[Transaction(application, number)],
-                    custom_metadata=METADATA,
-                ),
+                ledger, rows, mode="append", writer_properties=zstd, commit_properties=once
             )
         except (DeltaError, OSError) as error:
             if not commit_conflict(error):

@@ -18,7 +18,7 @@ from offline.doctor_rows import check_rows
 from offline.errors import LakeError
 from offline.findings import Finding, limited
 from offline.journal import LOCKS, Batch, read_journals, writer_folder
-from offline.ledger_check import Ledger, read_ledger
+from offline.ledger_check import Ledger, ledger_of
 from offline.storage import Storage
 from offline.table_history import chosen
 
@@ -56,11 +56,12 @@ def _findings(storage: Storage, names: Sequence[str], *, deep: bool) -> Iterator
     # after them. So what the first ledger names is in tables opened later, and what such a table
     # holds is in a journal or in a ledger read later still.
     found: list[Finding] = []
-    before, _ = _ledger(storage, found)
+    first = _ledger(storage, found)
+    before = first[0]
     states = {name: examine_log(storage, name, found) for name in names if is_checked(name)}
     journals = _journals(storage, found)
     pending = {(t, part.path) for b in journals for t, parts in b.parts.items() for part in parts}
-    after, ledger_state = _ledger(storage, [])
+    after, ledger_state = _ledger(storage, [], earlier=first)
     if s.LEDGER.name in names:
         states[s.LEDGER.name] = ledger_state
     else:
@@ -79,19 +80,21 @@ def _findings(storage: Storage, names: Sequence[str], *, deep: bool) -> Iterator
         yield from check_rows(storage, {**states, **others}, before=before, unsound=unsound)
 
 
-def _ledger(storage: Storage, found: list[Finding]) -> tuple[Ledger, TableState]:
+def _ledger(
+    storage: Storage, found: list[Finding], *, earlier: tuple[Ledger, TableState] | None = None
+) -> tuple[Ledger, TableState]:
+    """The ledger as it is now; rows are never changed, so of an earlier look only more is read."""
     state = examine_log(storage, s.LEDGER.name, found)
-    empty: Ledger = {name: {} for name in s.TABLES}
-    if state.opened is None:
-        return empty, state
+    known: Ledger = {name: {} for name in s.TABLES} if earlier is None else earlier[0]
+    paths = state.live.keys() - (set() if earlier is None else earlier[1].live.keys())
     try:
-        return read_ledger(storage, state.opened), state
+        new = ledger_of(storage, paths)
     except LakeError as error:
         fix = "restore the ledger from a copy; without it lost rows are not noticed"
-        found.append(
-            Finding("error", "unreadable-ledger", s.LEDGER.name, str(error), s.LEDGER.name, fix)
-        )
-        return empty, state
+        name = s.LEDGER.name
+        found.append(Finding("error", "unreadable-ledger", name, str(error), name, fix))
+        return known, state
+    return {name: {**known[name], **new[name]} for name in s.TABLES}, state
 
 
 def _check_files(

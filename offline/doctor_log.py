@@ -1,13 +1,13 @@
 """The doctor on a table's log: commits, checkpoints of the log, and whether it opens at all."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from offline.commits import LOG, DataFile, Listing, list_log, live_files, read_commits
+from offline.commits import LOG, Commit, DataFile, Listing, list_log, live_files, read_commits
 from offline.compaction_ledger import OPTIMIZE
 from offline.findings import Finding
 from offline.schemas import SCHEMA_VERSION, TABLES
@@ -53,38 +53,63 @@ def examine_log(storage: Storage, name: str, findings: list[Finding]) -> TableSt
     Raises:
         LakeStorageError: the storage cannot be read.
     """
-    # Opened first: a commit that comes meanwhile is then in the listing, and its file excused.
-    opened, problem = _open(storage, name)
+    early = list_log(storage, name)
+    checkpoints = list(damaged_checkpoints(storage, name, early))
+    findings += checkpoints
+    newest = early.checkpoints.get(max(early.checkpoints, default=-1), ())
+    spoiled = [f for f in checkpoints if f.where.rpartition("/")[2] in newest]
+    opened, problem = (None, spoiled[0].what) if spoiled else _open(storage, name)
+    # Listed again: a commit that came meanwhile is then in it, and its file excused.
     listing = list_log(storage, name)
     if not listing.commits and not listing.checkpoints:
         findings.append(_no_log(storage, name))
         return TableState(name, listing, None, {}, {}, *[frozenset[str]()] * 4)
-    problems: dict[int, str] = {}
     version = -1 if opened is None else opened.version()
-    added, removed, optimized, later = set[str](), set[str](), set[str](), set[str]()
+    said = _Said()
     for commit in read_commits(storage, name, listing.commits):
-        if commit.problem:
-            problems[commit.version] = commit.problem
-            findings.append(_damaged_commit(name, commit.version, commit.problem, listing))
-        paths = [file.path for file in commit.adds]
-        added.update(paths)
-        removed.update(commit.removes)
-        if commit.operation == OPTIMIZE:
-            optimized.update(paths)
-        if commit.version > version:
-            later.update(paths)
+        said.take(commit, is_later=commit.version > version)
+    problems = said.problems
+    findings += [_damaged_commit(name, at, why, listing) for at, why in problems.items()]
     gaps = list(_gaps(listing))
     findings += [_missing_commit(name, version, listing) for version in gaps]
     problems |= dict.fromkeys(gaps, "is missing")
-    findings += damaged_checkpoints(storage, name, listing)
     if opened is None:
         fix = "repair what the other findings of this table name; no row of it can be read now"
         findings.append(Finding("error", "unreadable-table", name, problem, name, fix))
     else:
         findings += _foreign_schema(name, opened)
     live = {} if opened is None else live_files(opened)
-    sets = map(frozenset, (added, removed, optimized, later))
+    if opened is not None and newest and 0 in listing.commits and not problems:
+        findings += _untrue_checkpoint(name, newest[0], live, said.files)
+    sets = map(frozenset, (said.added, said.removed, said.optimized, said.later))
     return TableState(name, listing, opened, live, problems, *sets)
+
+
+@dataclass
+class _Said:
+    """What commits say, taken in their order; sets as `TableState` has them."""
+
+    problems: dict[int, str] = field(default_factory=dict)
+    added: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    optimized: set[str] = field(default_factory=set)
+    later: set[str] = field(default_factory=set)
+    files: dict[str, DataFile] = field(default_factory=dict)
+
+    def take(self, commit: Commit, *, is_later: bool) -> None:
+        if commit.problem:
+            self.problems[commit.version] = commit.problem
+        paths = [file.path for file in commit.adds]
+        self.added.update(paths)
+        self.removed.update(commit.removes)
+        if commit.operation == OPTIMIZE:
+            self.optimized.update(paths)
+        if is_later:
+            self.later.update(paths)
+            return
+        for path in commit.removes:
+            self.files.pop(path, None)
+        self.files.update((file.path, file) for file in commit.adds)
 
 
 def _open(storage: Storage, name: str) -> "tuple[DeltaTable | None, str]":
@@ -95,7 +120,11 @@ def _open(storage: Storage, name: str) -> "tuple[DeltaTable | None, str]":
     options = dict(storage.options) or None
     try:
         return DeltaTable(storage.table_uri(name), storage_options=options), ""
-    except (DeltaError, OSError) as error:
+    except BaseException as error:
+        # A damaged checkpoint can make delta-rs panic, which is no Exception.
+        panicked = type(error).__name__ == "PanicException"
+        if not panicked and not isinstance(error, DeltaError | OSError):
+            raise
         return None, str(explain(error, storage, f"opening {name}"))
 
 
@@ -161,6 +190,18 @@ def damaged_checkpoints(storage: Storage, name: str, listing: Listing) -> Iterat
                 )
                 where = f"{name}/{LOG}/{file}"
                 yield Finding("error", "damaged-checkpoint", name, what, where, fix)
+
+
+def _untrue_checkpoint(
+    name: str, file: str, live: Mapping[str, DataFile], replayed: Mapping[str, DataFile]
+) -> Iterator[Finding]:
+    """A flipped bit in a checkpoint can be read, and is then what every reader goes by."""
+    wrong = [p for p in live.keys() | replayed.keys() if live.get(p) != replayed.get(p)]
+    if wrong:
+        what = f"differs from the commits in {len(wrong):,} files, {min(wrong)!r} among them"
+        fix = "move it and _last_checkpoint out of the log's folder; the commits are all there"
+        where = f"{name}/{LOG}/{file}"
+        yield Finding("error", "untrue-checkpoint", name, what, where, fix)
 
 
 def _foreign_schema(name: str, opened: "DeltaTable") -> Iterator[Finding]:

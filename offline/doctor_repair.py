@@ -11,7 +11,6 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
-import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -131,14 +130,7 @@ def _ledger(storage: Storage, *, skip: Sequence[int] = ()) -> Ledger:
     name = s.LEDGER.name
     known = replay(storage, name, list_log(storage, name), skip=skip)
     there = folder_files(storage, name)
-    files = sorted(path for path in known.live if path in there)
-    dataset = pds.FileSystemDataset.from_paths(
-        files,
-        schema=s.LEDGER.schema,
-        format=pds.ParquetFileFormat(),
-        filesystem=storage.filesystem(name),
-    )
-    return ledger_of(storage, dataset)
+    return ledger_of(storage, known.live & there.keys())
 
 
 def _lost_batches(
@@ -225,6 +217,7 @@ def _write_commit(
     path = f"{table}/{LOG}/{version:020d}.json"
     _set_aside(storage, table, path)
     partial = Path(storage.uri, f"{path}.again")
+    partial.unlink(missing_ok=True)  # after a kill it may be the same file as the commit
     partial.write_bytes(_lines(version, batch, known))
     try:
         # Unlike a rename it fails if a run took the version meanwhile.

@@ -6,18 +6,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pds
 
 from offline import schemas as s
 from offline.doctor_log import TableState
 from offline.findings import Finding, ranges
-from offline.ledger_check import Ledger
-from offline.selection import snapshot
+from offline.ledger_check import Ledger, files_of
 from offline.storage import Storage, explain
 from rl_ops import columns as c
 
 if TYPE_CHECKING:
+    import pyarrow.dataset as pds
     from duckdb import DuckDBPyConnection
 
 
@@ -99,7 +97,6 @@ class _Sources:
     ) -> None:
         self._storage, self._states, self._before = storage, states, before
         self._unsound = unsound
-        self._cached: dict[str, pds.FileSystemDataset] = {}
 
     def logged_sessions(self) -> dict[str, set[int]]:
         """Runs to those of their sessions that logged steps."""
@@ -109,31 +106,24 @@ class _Sources:
                 found.setdefault(entry.run_id, set()).add(entry.session)
         return found
 
-    def dataset(self, name: str) -> pds.FileSystemDataset | None:
-        """A table's sound files; of `steps` all, of others those of whole batches."""
+    def scanner(
+        self, name: str, columns: Sequence[str], run_id: str | None = None
+    ) -> "pds.Scanner":
+        """Rows of one run or of all, from the sound files, to be read once.
+
+        Of `steps` every file, of the others those of whole batches.
+        """
         state = self._states.get(name)
-        if state is None or state.opened is None:
-            return None
-        if name not in self._cached:
-            whole = snapshot(self._storage, name, state.opened)
-            fragments = [f for f in whole.get_fragments() if self._counts(name, f.path)]
-            self._cached[name] = pds.FileSystemDataset(
-                fragments, whole.schema, whole.format, whole.filesystem
-            )
-        return self._cached[name]
-
-    def _counts(self, name: str, path: str) -> bool:
-        is_whole = name == s.STEPS.name or path in self._before[name]
-        return is_whole and (name, path) not in self._unsound
-
-    def scanner(self, name: str, columns: Sequence[str], run_id: str) -> pds.Scanner:
-        """Rows of one run, to be read once."""
-        dataset = self.dataset(name)
-        if dataset is None:
-            empty = pds.dataset(s.TABLES[name].schema.empty_table())
-            return empty.scanner(columns=list(columns))
-        only = pc.field(c.RUN_ID) == run_id
-        return dataset.scanner(columns=list(columns), filter=only, **_READ)
+        live = {} if state is None or state.opened is None else state.live
+        paths = [
+            path
+            for path, file in live.items()
+            if (run_id is None or file.partition.get(c.RUN_ID) == run_id)
+            and (name == s.STEPS.name or path in self._before[name])
+            and (name, path) not in self._unsound
+        ]
+        # A new dataset each time: one that was read keeps the footers of all its files.
+        return files_of(self._storage, name, paths, columns=columns).scanner(**_READ)
 
 
 def _engine_error() -> type[BaseException]:
@@ -145,11 +135,8 @@ def _engine_error() -> type[BaseException]:
 
 def _sampled_sessions(sources: _Sources) -> set[tuple[str, int]]:
     """Sessions that were configured to log the steps of a share of their episodes only."""
-    dataset = sources.dataset(s.RUNS.name)
     found: set[tuple[str, int]] = set()
-    if dataset is None:
-        return found
-    for batch in dataset.to_batches(columns=[c.RUN_ID, s.SESSION, "config"]):
+    for batch in sources.scanner(s.RUNS.name, (c.RUN_ID, s.SESSION, "config")).to_batches():
         for row in batch.to_pylist():
             try:
                 frac = json.loads(row["config"] or "{}").get("trace", {}).get("episode_frac", 1.0)
@@ -187,7 +174,7 @@ def _engine(folder: str) -> "DuckDBPyConnection":
 
 
 def _rows(
-    engine: "DuckDBPyConnection", query: str, **scanners: pds.Scanner
+    engine: "DuckDBPyConnection", query: str, **scanners: "pds.Scanner"
 ) -> list[tuple[Any, ...]]:
     for name, scanner in scanners.items():
         engine.register(name, scanner)

@@ -14,6 +14,7 @@ from offline.exchange import Episode, Spaces
 from offline.exporting import Exported
 from rl_ops.tree import Tree, tree_concat, tree_map, tree_take
 
+_PART: Final = "part-0.arrow"
 _VERSIONS: Final = "~=0.5"
 """Which Minari may read it: a version specifier, which Minari checks itself against."""
 
@@ -38,38 +39,48 @@ def write_minari(
     Raises:
         ImportDataError: Minari has no form for a space.
     """
-    metadata: dict[str, Any] = {
-        "observation_space": json.dumps(m.space_to_minari(spaces.obs)),
-        "action_space": json.dumps(m.space_to_minari(spaces.action)),
-    }
     data = folder / m.DATA
     data.mkdir()
     files = [f"{m.DATA}/{m.METADATA}"]
-    total_episodes = total_steps = total_bytes = has_logp = 0
+    total_episodes = total_steps = total_bytes = 0
+    has_logp = False
     for number, episode in enumerate(episodes):
-        path = data / str(number)
-        path.mkdir()
-        _write_arrow(path / "part-0.arrow", episode, spaces)
-        about = {"id": number, "total_steps": len(episode), "episode_id": episode.episode_id}
-        if episode.seed is not None:
-            about["seed"] = episode.seed
-        (path / m.METADATA).write_text(json.dumps(about), encoding="utf-8")
-        files += [f"{m.DATA}/{number}/part-0.arrow", f"{m.DATA}/{number}/{m.METADATA}"]
+        written = _write_episode(data, number, episode, spaces)
+        files += [f"{m.DATA}/{number}/{_PART}", f"{m.DATA}/{number}/{m.METADATA}"]
         total_episodes, total_steps = number + 1, total_steps + len(episode)
-        total_bytes += (path / "part-0.arrow").stat().st_size
-        has_logp |= episode.logp is not None
-    metadata |= {
+        total_bytes, has_logp = total_bytes + written, has_logp | (episode.logp is not None)
+    metadata = {
         "total_episodes": total_episodes,
         "total_steps": total_steps,
-        "data_format": "arrow",
-        "dataset_id": dataset_id,
-        "minari_version": _VERSIONS,
         "dataset_size": round(total_bytes / 1e6, 1),
-        **({} if env_spec is None else {"env_spec": env_spec}),
+        **_about(spaces, dataset_id, env_spec),
     }
     (data / m.METADATA).write_text(json.dumps(metadata), encoding="utf-8")
     notes = ("minari: log-probabilities of actions are not in the format",) if has_logp else ()
     return Exported(tuple(files), notes)
+
+
+def _about(spaces: Spaces, dataset_id: str, env_spec: str | None) -> dict[str, Any]:
+    return {
+        "observation_space": json.dumps(m.space_to_minari(spaces.obs)),
+        "action_space": json.dumps(m.space_to_minari(spaces.action)),
+        "data_format": "arrow",
+        "dataset_id": dataset_id,
+        "minari_version": _VERSIONS,
+        **({} if env_spec is None else {"env_spec": env_spec}),
+    }
+
+
+def _write_episode(data: Path, number: int, episode: Episode, spaces: Spaces) -> int:
+    """Write an episode's folder; the bytes of its data."""
+    path = data / str(number)
+    path.mkdir()
+    _write_arrow(path / _PART, episode, spaces)
+    about = {"id": number, "total_steps": len(episode), "episode_id": episode.episode_id}
+    if episode.seed is not None:
+        about["seed"] = episode.seed
+    (path / m.METADATA).write_text(json.dumps(about), encoding="utf-8")
+    return (path / _PART).stat().st_size
 
 
 def _write_arrow(path: Path, episode: Episode, spaces: Spaces) -> None:

@@ -87,8 +87,7 @@ def export_episodes(
 ) -> ExportReport:
     """Write the episodes of a query into a folder.
 
-    The folder comes into being when all is written; until then nothing is there. No name in it
-    is made of what is in the lake.
+    It comes into being when all is written. No name in it is made of what is in the lake.
 
     Args:
         lake: to read.
@@ -108,36 +107,39 @@ def export_episodes(
     try:
         partial.mkdir(parents=True)
         exported = write(counted.of(iter(found)), partial, found.spaces)
-        if not counted.episodes:
-            raise LakeError(
-                f"all {found.incomplete:,} episodes of the selection lack steps in the lake; see "
-                "--version, or trace.episode_frac of the run"
-            )
-        notes = exported.notes
-        if counted.unknown_finals:
-            text = f"{counted.unknown_finals:,} terminated episodes have no known final observation"
-            notes = (*notes, f"{text}; their last observation stands in for it where one is needed")
-        files = (*exported.files, SPACES_FILE, MANIFEST)
-        report = ExportReport(
-            folder=str(target),
-            format=format_,
-            episodes=counted.episodes,
-            rows=counted.rows,
-            incomplete=found.incomplete,
-            files=files,
-            notes=notes,
-            versions=found.versions,
-        )
+        report = _report(target, format_, exported, counted, found)
         _write_json(partial / SPACES_FILE, spaces_to_json(found.spaces))
         _write_json(partial / MANIFEST, {**report.to_json(), "query": asdict(query)})
         _replace(target, partial)
     except OSError as error:
-        raise LakeError(f"cannot write to {target}: {error.strerror}; choose another folder") from (
-            error
-        )
+        raise LakeError(f"cannot write to {target}: {error.strerror}; give another") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
+
+
+def _report(
+    target: Path, format_: str, exported: Exported, counted: _Counted, found: LakeEpisodes
+) -> ExportReport:
+    if not counted.episodes:
+        raise LakeError(
+            f"all {found.incomplete:,} episodes of the selection lack steps in the lake; see "
+            "--version, or trace.episode_frac of the run"
+        )
+    notes = exported.notes
+    if counted.unknown_finals:
+        text = f"{counted.unknown_finals:,} terminated episodes have no known final observation"
+        notes = (*notes, f"{text}; their last observation stands in for it where one is needed")
+    return ExportReport(
+        folder=str(target),
+        format=format_,
+        episodes=counted.episodes,
+        rows=counted.rows,
+        incomplete=found.incomplete,
+        files=(*exported.files, SPACES_FILE, MANIFEST),
+        notes=notes,
+        versions=found.versions,
+    )
 
 
 def checked_target(folder: str | os.PathLike[str], *, overwrite: bool) -> Path:

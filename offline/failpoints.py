@@ -17,6 +17,7 @@ WRITER_POINTS: Final = (
     "journal.written",
     "commit.before",  # passed once a table, the ledger's included
     "commit.partial",  # the commit's bytes are written, under another name
+    "commit.linked",  # committed, and still under the other name, too
     "commit.written",  # committed, and not noticed yet
     "commit.after",
     "log_checkpoint.before",

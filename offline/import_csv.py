@@ -19,7 +19,7 @@ _BLOCK_BYTES: Final = 4 << 20
 _INTEGER: Final = r"^(\+?\d+|-0*[1-9]\d*)$"
 """Not -0, which only a float is."""
 _NUMBER: Final = r"^([+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(nan|inf|infinity))$"
-_FLAGS: Final = pa.array(["true", "false"])
+_FLAG: Final = r"^(true|false)$"
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _numbers(text: pa.Array) -> tuple[pa.Array, list[tuple[int, str]]]:
     except pa.ArrowInvalid:
         pass
     lowered = pc.utf8_lower(text)
-    if pc.all(pc.is_in(lowered, value_set=_FLAGS), min_count=0).as_py():
+    if pc.all(pc.match_substring_regex(lowered, _FLAG), min_count=0).as_py():
         return pc.equal(lowered, "true"), []
     is_number = pc.fill_null(pc.match_substring_regex(lowered, _NUMBER), True)
     rows = np.flatnonzero(~is_number.to_numpy(zero_copy_only=False))

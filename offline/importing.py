@@ -4,7 +4,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from offline import schemas as s
 from offline.errors import ImportDataError, LakeError
-from offline.exchange import Episode, Source, Spaces
+from offline.exchange import Source, Spaces
 from offline.import_batches import IMPORT, MAX_BYTES, MAX_ROWS, Batcher
-from offline.import_contract import REASONS, Contract, Rules, Violation
+from offline.import_contract import Contract, Rules
 from offline.import_files import SourceFile, fingerprint, require_unchanged
+from offline.import_report import ImportReport, Tally, described, explained, report_of
 from offline.import_spaces import infer_spaces, spaces_to_json
 from offline.lake import Lake
 from offline.space_codec import SpaceCodec
@@ -25,10 +26,8 @@ from offline.storage import Storage
 from offline.tables import create_tables
 from offline.writer import LakeWriter
 from rl_ops import columns as c
-from rl_ops.tree import brief
 
 _RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SHOWN: Final = 10
 
 
 @dataclass(frozen=True)
@@ -53,62 +52,6 @@ class ImportRequest:
     max_bytes: int = MAX_BYTES
 
 
-@dataclass(frozen=True)
-class ImportReport:
-    """What an import did, or would do.
-
-    Attributes:
-        run_id: under which the episodes are found.
-        episodes, rows: imported, those of an earlier process of this import included.
-        rejected: episodes and records that were not.
-        reasons: violations by reason.
-        violations: the first of them, in words.
-        rows_cut: last steps of truncated episodes, dropped so that their observation is the final.
-        ends_made: episodes without an end, cut as truncated.
-        spaces: how they are known, and what they are.
-        ignored: columns that were not taken.
-        notes: what else there is to know.
-        status: imported, resumed, already imported, or checked.
-    """
-
-    run_id: str
-    episodes: int
-    rows: int
-    rejected: int
-    reasons: Mapping[str, int]
-    violations: tuple[str, ...]
-    rows_cut: int
-    ends_made: int
-    spaces: Mapping[str, str]
-    ignored: tuple[str, ...]
-    notes: tuple[str, ...]
-    status: str
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as JSON."""
-        return asdict(self)
-
-
-@dataclass
-class _Tally:
-    contract: Contract
-    episodes: int = 0
-    rows: int = 0
-    rejected: int = 0
-    violations: list[str] = field(default_factory=list)
-
-    def outcomes(self, source: Source) -> Iterator[Episode | list[Violation]]:
-        for record in source.records(self.contract.spaces):
-            outcome = self.contract.accept(record)
-            if isinstance(outcome, list):
-                self.rejected += 1
-                self.violations += map(str, outcome[: _SHOWN - len(self.violations)])
-            else:
-                self.episodes += 1
-                self.rows += len(outcome)
-            yield outcome
-
-
 def import_episodes(
     storage: Storage,
     source: Source,
@@ -119,8 +62,7 @@ def import_episodes(
 ) -> ImportReport:
     """Import all episodes of a source into a lake, or, where one breaks the rules, none.
 
-    All data is read and checked before anything is written. Killed while it writes, the same
-    call with `resume` goes on where it stopped; an import of one name never doubles.
+    All is checked before anything is written. Killed, the same call with `resume` goes on.
 
     Args:
         storage: of the lake; its tables are made if missing.
@@ -138,26 +80,25 @@ def import_episodes(
     spaces = _spaces(source, request)
     describe_spaces(spaces.obs, spaces.action)
     config = _config(source, request, spaces, files)
-    if not dry_run:
-        create_tables(storage)
-        if _is_finished(Lake(storage), run_id, config, resume=resume):
-            return _done_before(Lake(storage), run_id, spaces)
-    tally = _validated(source, request.rules, spaces)
     if dry_run:
-        return _report(run_id, tally, source, spaces, "checked")
+        checked = _validated(source, request.rules, spaces)
+        return report_of(run_id, checked, source, spaces, "checked")
+    create_tables(storage)
+    if _is_finished(Lake(storage), run_id, config, resume=resume):
+        return _done_before(Lake(storage), run_id, spaces)
+    _validated(source, request.rules, spaces)
     require_unchanged(files)
-    tally = _Tally(Contract(spaces, request.rules))
+    tally = Tally(Contract(spaces, request.rules))
     about = {c.RUN_ID: run_id, "config": config}
     was_begun = _write(storage, source, request, tally, about=about, resume=resume)
-    require_unchanged(files)
-    return _report(run_id, tally, source, spaces, "resumed" if was_begun else "imported")
+    return report_of(run_id, tally, source, spaces, "resumed" if was_begun else "imported")
 
 
 def _write(
     storage: Storage,
     source: Source,
     request: ImportRequest,
-    tally: _Tally,
+    tally: Tally,
     *,
     about: dict[str, Any],
     resume: bool,
@@ -168,14 +109,8 @@ def _write(
     """
     run_id, spaces = about[c.RUN_ID], tally.contract.spaces
     key = register_space(storage, spaces.obs, spaces.action)
-    batcher = Batcher(
-        run_id,
-        key,
-        SpaceCodec(spaces.obs),
-        SpaceCodec(spaces.action),
-        max_rows=request.max_rows,
-        max_bytes=request.max_bytes,
-    )
+    codecs = SpaceCodec(spaces.obs), SpaceCodec(spaces.action)
+    batcher = Batcher(run_id, key, *codecs, max_rows=request.max_rows, max_bytes=request.max_bytes)
     about |= {s.ENV: request.env, "spaces": json.dumps(spaces_to_json(spaces))}
     name = f"{run_id}/import"
     with LakeWriter(storage, name, run_id=run_id, session=0) as writer:
@@ -246,30 +181,19 @@ def _config(
     return json.dumps(config, sort_keys=True)
 
 
-def _validated(source: Source, rules: Rules, spaces: Spaces) -> _Tally:
+def _validated(source: Source, rules: Rules, spaces: Spaces) -> Tally:
     """Read everything once; a breach that fails the import leaves nothing written."""
-    tally = _Tally(Contract(spaces, rules))
+    tally = Tally(Contract(spaces, rules))
     for _ in tally.outcomes(source):
         pass
     counts = tally.contract.counts
     if counts and (
         rules.on_error == "fail" or ("no_end" in counts and rules.missing_end == "fail")
     ):
-        raise ImportDataError(_explained(tally, rules))
+        raise ImportDataError(explained(tally, rules))
     if not tally.episodes:
-        raise ImportDataError(f"{_explained(tally, rules)}\nThere is no episode to import.")
+        raise ImportDataError(f"{explained(tally, rules)}\nThere is no episode to import.")
     return tally
-
-
-def _explained(tally: _Tally, rules: Rules) -> str:
-    counts = tally.contract.counts
-    total = tally.rejected + tally.episodes
-    lines = [f"{tally.rejected:,} of {total:,} episodes break the contract; nothing was imported."]
-    lines += [f"  {count:>8,} x {REASONS[reason]}" for reason, count in counts.most_common()]
-    lines += ["The first of them:", *(f"  {text}" for text in tally.violations)]
-    if rules.on_error == "fail":
-        lines.append("--on-error skip imports the others, and keeps these in table `rejected`.")
-    return "\n".join(lines if tally.rejected else ["The files hold no episodes."])
 
 
 def _is_finished(lake: Lake, run_id: str, config: str, *, resume: bool) -> bool:
@@ -327,30 +251,6 @@ def _event(about: Mapping[str, Any], status: str, message: str) -> dict[str, pa.
     return {s.RUNS.name: pa.Table.from_pylist([row], schema=s.RUNS.schema)}
 
 
-def _report(
-    run_id: str, tally: _Tally, source: Source, spaces: Spaces, status: str
-) -> ImportReport:
-    contract = tally.contract
-    return ImportReport(
-        run_id=run_id,
-        episodes=tally.episodes,
-        rows=tally.rows,
-        rejected=tally.rejected,
-        reasons=dict(contract.counts),
-        violations=tuple(tally.violations),
-        rows_cut=contract.rows_cut,
-        ends_made=contract.ends_made,
-        spaces=_described(spaces),
-        ignored=tuple(sorted(source.ignored)),
-        notes=tuple(sorted(source.notes)),
-        status=status,
-    )
-
-
-def _described(spaces: Spaces) -> dict[str, str]:
-    return {"obs": brief(spaces.obs), "action": brief(spaces.action), "origin": spaces.origin}
-
-
 def _done_before(lake: Lake, run_id: str, spaces: Spaces) -> ImportReport:
     where = [(c.RUN_ID, "==", run_id)]
     episodes = lake.episodes(where=where, columns=[s.LENGTH]).to_arrow().column(s.LENGTH)
@@ -365,7 +265,7 @@ def _done_before(lake: Lake, run_id: str, spaces: Spaces) -> ImportReport:
         violations=(),
         rows_cut=0,
         ends_made=0,
-        spaces=_described(spaces),
+        spaces=described(spaces),
         ignored=(),
         notes=("the import was complete already; nothing was written",),
         status="already imported",

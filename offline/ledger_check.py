@@ -1,6 +1,6 @@
 """What the ledger says of a table's files, held against what the table's log says."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +11,6 @@ from offline import schemas as s
 from offline.commits import DataFile, list_log, live_files, read_commits
 from offline.errors import LakeError
 from offline.journal import read_journals
-from offline.selection import snapshot
 from offline.storage import Storage, explain
 from offline.tables import open_table
 from rl_ops import columns as c
@@ -55,16 +54,17 @@ def read_ledger(storage: Storage, opened: "DeltaTable") -> Ledger:
     Raises:
         LakeError: it cannot be read.
     """
-    return ledger_of(storage, snapshot(storage, s.LEDGER.name, opened))
+    return ledger_of(storage, live_files(opened))
 
 
-def ledger_of(storage: Storage, dataset: "pds.Dataset") -> Ledger:
-    """The entries in data files of the ledger.
+def ledger_of(storage: Storage, paths: Collection[str]) -> Ledger:
+    """The entries in some data files of the ledger.
 
     Raises:
         LakeError: one cannot be read.
     """
     found: dict[str, dict[str, Entry]] = {name: {} for name in s.TABLES}
+    dataset = files_of(storage, s.LEDGER.name, paths, columns=_COLUMNS)
     try:
         for batch in dataset.to_batches(columns=list(_COLUMNS)):
             for row in batch.to_pylist():
@@ -73,6 +73,25 @@ def ledger_of(storage: Storage, dataset: "pds.Dataset") -> Ledger:
     except (OSError, pa.ArrowException) as error:
         raise explain(error, storage, "reading the ledger") from None
     return found
+
+
+def files_of(
+    storage: Storage, table: str, paths: Collection[str], *, columns: Sequence[str]
+) -> "pds.Dataset":
+    """Some columns of some data files, none of them a partition's; page checksums are verified.
+
+    delta-rs takes a millisecond a file to make Arrow's expressions of all its statistics.
+    """
+    import pyarrow.dataset as pds
+
+    checked = pds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    schema = s.TABLES[table].schema
+    return pds.FileSystemDataset.from_paths(
+        sorted(paths),
+        schema=pa.schema([schema.field(column) for column in columns]),
+        format=pds.ParquetFileFormat(default_fragment_scan_options=checked),
+        filesystem=storage.filesystem(table),
+    )
 
 
 def _entry(row: Mapping[str, Any]) -> Entry:

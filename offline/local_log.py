@@ -69,13 +69,16 @@ class LocalLog:
     def append(self, parts: Sequence[Part], batch: Batch) -> int:
         """Commit as the version after the newest that is known."""
         version = self.version + 1
-        with self._partial.open("wb") as file:
+        # Left by a kill after the link it is the same file as a commit, which must not be written.
+        self._partial.unlink(missing_ok=True)
+        with self._partial.open("xb") as file:
             file.write(_commit_lines(self._name, parts, batch))
             file.flush()
             os.fsync(file.fileno())
         fail_point("commit.partial")
         try:
             os.link(self._partial, self._path(version))
+            fail_point("commit.linked")
         except FileExistsError:
             raise VersionTakenError from None
         finally:

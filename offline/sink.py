@@ -10,7 +10,7 @@ import pyarrow as pa
 from offline import schemas as s
 from offline.background import BackgroundWriter, Batch, WritePolicy
 from offline.episodes import EpisodeTracker
-from offline.steps import StepEncoder, StepFormat, conform, constant
+from offline.steps import StepEncoder, StepFormat, constant, table_of
 from offline.storage import Storage
 from rl_ops import columns as c
 
@@ -124,7 +124,7 @@ class TraceSink:
             s.GRAD_STEPS: pa.array([used.grad_steps for used, _ in rows], pa.int64()),
             s.AT: pa.array([used.at_us for used, _ in rows], pa.int64()),
         }
-        return conform(arrays, s.CONSUMPTION.schema, rows=count)
+        return table_of(arrays, s.CONSUMPTION.schema, rows=count)
 
 
 def _first(table: pa.Table, name: str) -> int:

@@ -73,7 +73,7 @@ class StepEncoder:
         arrays[c.RUN_ID] = constant(self.form.run_id, count)
         arrays[s.SPACE] = constant(self.form.space, count)
         arrays[s.SESSION] = pa.array(np.full(count, self.form.session, np.int32))
-        return conform(arrays, s.STEPS.schema, rows=count)
+        return table_of(arrays, s.STEPS.schema, rows=count)
 
     def _sampled(self, episodes: pa.ChunkedArray) -> pa.ChunkedArray:
         bound = int(self.form.episode_frac * 2**32)
@@ -92,7 +92,7 @@ def constant(value: str, rows: int) -> pa.Array:
     return pa.DictionaryArray.from_arrays(indices, pa.array([value], pa.string()))
 
 
-def conform(arrays: dict[str, Any], schema: pa.Schema, *, rows: int) -> pa.Table:
+def table_of(arrays: dict[str, Any], schema: pa.Schema, *, rows: int) -> pa.Table:
     """A table of `schema`: missing columns are null, others cast where nothing is lost."""
     columns = []
     for field in schema:

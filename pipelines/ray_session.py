@@ -1,10 +1,12 @@
 """Starting Ray so that the closed loop is fast: settings that have to be there before it starts."""
 
+import contextlib
 import logging
 import os
 import threading
 import warnings
 from concurrent.futures import Future
+from pathlib import Path
 
 # Read by Ray's processes when they start; docs/decisions.md says what each was measured to save.
 _SETTINGS = {
@@ -90,7 +92,14 @@ def _start(address: str | None) -> bool:
         )
     _mute_task_errors()
     lean_data()
+    _hide_token()
     return True
+
+
+def _hide_token() -> None:
+    """Ray 2.60 leaves the token that opens its ports readable by every user of the machine."""
+    with contextlib.suppress(OSError):  # none was made, or it is another user's
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
 
 def stop_ray() -> None:

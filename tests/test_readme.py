@@ -21,7 +21,8 @@ def snippet(name: str) -> str:
 @pytest.mark.ray
 def test_the_python_snippet_runs(tmp_path: Path) -> None:
     environment = os.environ | {"HOME": str(tmp_path)}
-    code = snippet("train") + "\nprint('acted', int(action))\n"
+    acted = "\nprint('acted', int(action))\n"
+    code = snippet("train") + acted + snippet("lake") + "\nprint('steps', len(steps))\n"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -33,6 +34,7 @@ def test_the_python_snippet_runs(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"^acted [01]$", done.stdout, re.MULTILINE)
+    assert re.search(r"^steps [1-9]\d*$", done.stdout, re.MULTILINE)
 
 
 def test_every_command_of_the_readme_is_there() -> None:

@@ -11,7 +11,7 @@ from workflows.options import json_option, lake_storage_option
 
 if TYPE_CHECKING:
     from offline.exchange import Source, Spaces
-    from offline.importing import ImportReport
+    from offline.import_report import ImportReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +24,11 @@ def import_data() -> None:
     """
 
 
+def _choice(name: str, *values: str, text: str) -> Callable[[F], F]:
+    kind = click.Choice(list(values))
+    return click.option(name, type=kind, default=values[0], show_default=True, help=text)
+
+
 def _import_options(command: F) -> F:
     options = (
         click.argument("sources", nargs=-1, required=True, metavar="SOURCE..."),
@@ -31,34 +36,10 @@ def _import_options(command: F) -> F:
         click.option("--name", metavar="N", help="Of the import; made of the source by default."),
         click.option("--env", metavar="ID", help="Gymnasium id: its spaces are the data's."),
         click.option("--spaces", metavar="FILE", help='JSON: {"obs": SPACE, "action": SPACE}.'),
-        click.option(
-            "--on-error",
-            type=click.Choice(["fail", "skip"]),
-            default="fail",
-            show_default=True,
-            help="What one bad episode does: the import fails, or goes on without it.",
-        ),
-        click.option(
-            "--missing-end",
-            type=click.Choice(["fail", "reject", "truncate"]),
-            default="fail",
-            show_default=True,
-            help="What becomes of episodes without an end.",
-        ),
-        click.option(
-            "--bounds",
-            type=click.Choice(["check", "ignore"]),
-            default="check",
-            show_default=True,
-            help="Whether actions have to be inside their space.",
-        ),
-        click.option(
-            "--next-obs",
-            type=click.Choice(["check", "ignore"]),
-            default="check",
-            show_default=True,
-            help="Whether next observations have to be the next rows'.",
-        ),
+        _choice("--on-error", "fail", "skip", text="Import nothing, or all but bad episodes."),
+        _choice("--missing-end", "fail", "reject", "truncate", text="Of episodes without an end."),
+        _choice("--bounds", "check", "ignore", text="Whether actions have to be in their space."),
+        _choice("--next-obs", "check", "ignore", text="Whether they have to be the next rows'."),
         click.option("--resume", is_flag=True, help="Go on with an import that was cut short."),
         click.option("--dry-run", is_flag=True, help="Check everything, write nothing."),
         json_option,

@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from offline import schemas as s
@@ -126,9 +128,20 @@ def test_a_damaged_checkpoint_of_the_log_is_found(lake: Storage) -> None:
     append(lake, range(6, 21))
     assert doctor(lake) == []
     (path,) = commit_file(lake, 0).parent.glob("*.checkpoint.parquet")
-    flip(path, 0.99)
+    path.write_bytes(path.read_bytes()[:-6] + b"abPAR1")
     found = examined(lake)
     assert found["damaged-checkpoint"].where.endswith(path.name)
+    assert "unreadable-table" in found
+
+
+def test_a_checkpoint_of_the_log_that_says_something_else_is_found(lake: Storage) -> None:
+    append(lake, range(6, 21))
+    (path,) = commit_file(lake, 0).parent.glob("*.checkpoint.parquet")
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    next(row for row in rows if row["add"])["add"]["size"] += 1
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    assert examined(lake)["untrue-checkpoint"].where.endswith(path.name)
 
 
 def test_commits_that_delta_itself_cleaned_up_are_not_missing(lake: Storage) -> None:

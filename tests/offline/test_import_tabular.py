@@ -217,7 +217,11 @@ def test_pickles_are_refused_whatever_they_are_called(tmp_path, name, content):
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("s3://b/x.csv", "files on this machine"), ("a\0b", "no path"), ("/nowhere", "does not exist")],
+    [
+        ("s3://b/x.csv", "files on this machine"),
+        ("a\0b", "no path"),
+        ("/nowhere", "does not exist"),
+    ],
 )
 def test_sources_are_local_files(source, message):
     with pytest.raises(ImportDataError, match=message):

@@ -17,7 +17,9 @@ from offline.errors import LakeError
 from offline.files import file_sha256
 from offline.ledger_check import check_table, read_ledger
 from offline.selection import select
+from offline.storage import Storage
 from offline.table_history import history
+from offline.tables import create_tables
 from offline.vacuum import vacuum
 from rl_ops import columns as c
 from tests.offline.doctor_kit import (
@@ -35,6 +37,7 @@ from tests.offline.doctor_kit import (
     rows_of,
     small_lake,
 )
+from tests.offline.s3_kit import BUCKET, s3_options
 
 # History
 
@@ -251,6 +254,24 @@ def test_nothing_is_lost_or_doubled_while_runs_append(tmp_path: Path, batches: i
     assert kinds(doctor(lake, deep=True)) <= {"orphan-file"}
     for table in s.TABLES:
         check_table(lake, table)
+
+
+def test_a_lake_in_an_object_store_is_kept_as_well() -> None:
+    with s3_options() as options:
+        storage = Storage.at(f"s3://{BUCKET}/lake", options)
+        create_tables(storage)
+        append(storage, range(3))
+        before = rows_of(storage)
+        assert compact(storage, tables=["steps"])[0].files_before == 3
+        assert doctor(storage, deep=True) == []
+        (steps,) = vacuum(
+            storage, tables=["steps"], retention_hours=0, force=True, dry_run=False, safety_s=0
+        )
+        assert len(steps.files) == 3
+        assert rows_of(storage) == before
+        assert doctor(storage, deep=True) == []
+        assert repair(storage) == []
+        assert next(history(storage, tables=["steps"])).operation == "OPTIMIZE"
 
 
 # Vacuum
