@@ -117,7 +117,7 @@ def _open(storage: Storage, name: str) -> "tuple[DeltaTable | None, str]":
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
-    options = dict(storage.options) or None
+    options = storage.delta_options
     try:
         return DeltaTable(storage.table_uri(name), storage_options=options), ""
     except BaseException as error:

@@ -16,14 +16,17 @@ from pyarrow import fs
 
 from offline.failpoints import fail_point
 from offline.storage import Storage, explain
+from offline.storage_errors import is_refusal
 
 OWN_FOLDER: Final = "_millrace"
 """Beside the tables: journals, locks and unfinished files."""
 PARTIAL: Final = "partial"
 
-_ATTEMPTS: Final = 6
+_ATTEMPTS: Final = 8
 _LONGEST_WAIT_S: Final = 2.0
-PERMANENT: Final = frozenset(
+PATIENCE_S: Final = 20.0
+"""No further attempt is begun after so long: a store that never answers takes 15 s for each."""
+_PERMANENT: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
     | {errno.EFBIG, errno.ENAMETOOLONG, errno.ENOENT, errno.EISDIR}
 )
@@ -74,7 +77,9 @@ def new_file(storage: Storage, path: str, *, partial: str, point: str) -> Iterat
     """
     try:
         if storage.is_local:
-            with _local_file(Path(storage.uri, path), _partial(storage, partial), point) as file:
+            with _local_file(
+                Path(storage.uri, path), partial_path(storage, partial), point
+            ) as file:
                 yield file
             return
         # An upload that is given up half-way would end as a truncated object.
@@ -87,7 +92,8 @@ def new_file(storage: Storage, path: str, *, partial: str, point: str) -> Iterat
         raise explain(error, storage, f"writing {path}") from None
 
 
-def _partial(storage: Storage, name: str) -> Path:
+def partial_path(storage: Storage, name: str) -> Path:
+    """Where a writer's unfinished files are; the next writer of that name removes them."""
     return Path(storage.uri, OWN_FOLDER, PARTIAL, name)
 
 
@@ -139,8 +145,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def _filesystem(storage: Storage) -> fs.FileSystem:
+    # The attempts are counted here, where there is an end to their time.
+    return storage.filesystem(attempts=1)
+
+
 def _put(storage: Storage, path: str, data: memoryview) -> None:
-    with storage.filesystem().open_output_stream(path) as stream:
+    with _filesystem(storage).open_output_stream(path) as stream:
         stream.write(data)
 
 
@@ -153,7 +164,7 @@ def read_file(storage: Storage, path: str) -> bytes | None:
 
     def read() -> bytes | None:
         try:
-            with storage.filesystem().open_input_stream(path) as stream:
+            with _filesystem(storage).open_input_stream(path) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
@@ -174,7 +185,7 @@ def file_sha256(storage: Storage, path: str) -> str | None:
     def read() -> str | None:
         digest = hashlib.sha256()
         try:
-            with storage.filesystem().open_input_stream(path) as stream:
+            with _filesystem(storage).open_input_stream(path) as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
         except FileNotFoundError:
@@ -196,7 +207,7 @@ def remove_file(storage: Storage, path: str) -> None:
 
     def remove() -> None:
         with suppress(FileNotFoundError):
-            storage.filesystem().delete_file(path)
+            _filesystem(storage).delete_file(path)
 
     try:
         patiently(remove)
@@ -212,7 +223,7 @@ def list_files(storage: Storage, folder: str) -> list[str]:
     """
     selector = fs.FileSelector(folder, allow_not_found=True, recursive=True)
     try:
-        infos = patiently(lambda: storage.filesystem().get_file_info(selector))
+        infos = patiently(lambda: _filesystem(storage).get_file_info(selector))
     except (OSError, pa.ArrowException) as error:
         raise explain(error, storage, f"listing {folder}") from None
     return sorted(info.path for info in infos if info.type == fs.FileType.File)
@@ -222,7 +233,7 @@ def remove_partials(storage: Storage, prefix: str) -> None:
     """Remove the unfinished files that a killed writer left behind."""
     if not storage.is_local:
         return
-    for path in _partial(storage, "").glob(f"{prefix}*"):
+    for path in partial_path(storage, "").glob(f"{prefix}*"):
         path.unlink(missing_ok=True)
 
 
@@ -232,14 +243,25 @@ def patiently(attempt: Callable[[], _T]) -> _T:
     Raises:
         OSError, pyarrow.ArrowException: of the last attempt, or one that waiting cannot change.
     """
+    end = time.monotonic() + PATIENCE_S
     for number in range(_ATTEMPTS - 1):
         try:
             return attempt()
         except (OSError, pa.ArrowException) as error:
-            if isinstance(error, OSError) and error.errno in PERMANENT:
+            if is_hopeless(error) or time.monotonic() > end:
                 raise
         wait(number)
     return attempt()
+
+
+def asking(storage: Storage, attempt: Callable[[], _T]) -> _T:
+    """`patiently` where an object store is asked; a folder's errors are told at once."""
+    return attempt() if storage.is_local else patiently(attempt)
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Whether trying again within seconds changes nothing."""
+    return isinstance(error, OSError) and (error.errno in _PERMANENT or is_refusal(error))
 
 
 def wait(attempt: int) -> None:

@@ -16,7 +16,7 @@ from offline.commit_info import INFO, VersionTakenError, info_of, token_of
 from offline.commits import parse_commit
 from offline.errors import LakeError
 from offline.failpoints import fail_point
-from offline.files import sync_folder
+from offline.files import make_folder, partial_path, sync_folder
 from offline.journal import Batch, name_hash
 from offline.parts import Part
 from offline.schemas import TABLES
@@ -33,7 +33,8 @@ class LocalLog:
     def __init__(self, storage: Storage, table: str, writer: str, opened: "DeltaTable") -> None:
         self._storage, self._name, self._writer = storage, table, writer
         self._folder = Path(storage.table_uri(table), "_delta_log")
-        self._partial = self._folder / f".{name_hash(writer)}.partial"
+        # Where the next writer of this name removes what a killed one left.
+        self._partial = partial_path(storage, f"{name_hash(writer)}-commit")
         interval = opened.metadata().configuration.get("delta.checkpointInterval", "100")
         self._checkpoint_period = int(interval)
         self.version: int = opened.version()
@@ -69,7 +70,8 @@ class LocalLog:
     def append(self, parts: Sequence[Part], batch: Batch) -> int:
         """Commit as the version after the newest that is known."""
         version = self.version + 1
-        # Left by a kill after the link it is the same file as a commit, which must not be written.
+        make_folder(self._partial.parent)
+        # Left over after a link it is the same file as a commit, which must not be written.
         self._partial.unlink(missing_ok=True)
         with self._partial.open("xb") as file:
             file.write(_commit_lines(self._name, parts, batch))

@@ -151,7 +151,7 @@ def _only(rows: pa.Table, column: str) -> Any:
 def _write(rows: pa.Table, file: HashedFile, compression: str) -> pq.FileMetaData:
     floats = [_leaf(f) for f in rows.schema if _is_float(f.type)]
     footers: list[pq.FileMetaData] = []
-    with pq.ParquetWriter(
+    writer = pq.ParquetWriter(
         pa.PythonFile(file, mode="w"),
         rows.schema.remove_metadata(),
         compression=compression,
@@ -162,10 +162,16 @@ def _write(rows: pa.Table, file: HashedFile, compression: str) -> pq.FileMetaDat
         write_statistics=True,
         write_page_checksum=True,  # else a flipped byte loads silently
         metadata_collector=footers,
-    ) as writer:
+    )
+    try:
         row_bytes = rows.nbytes / rows.num_rows
         group_rows = max(1, min(GROUP_ROWS, int(GROUP_BYTES / max(row_bytes, 1.0))))
         writer.write_table(rows, row_group_size=group_rows)
+        writer.close()
+    except BaseException:
+        # Collected as garbage it would try to close again, and complain on stderr.
+        writer.is_open = False
+        raise
     return footers[0]
 
 

@@ -22,6 +22,14 @@ _S3_ENVIRONMENT: Final = (
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
     *("AWS_ALLOW_HTTP", "AWS_S3_ALLOW_UNSAFE_RENAME", "AWS_SKIP_SIGNATURE"),
 )
+
+# A store that is slow, or busy for seconds, is borne with; one that is gone is given up within a
+# minute. Arrow's own 3 s would refuse every store that takes longer to begin an answer.
+_DELTA_PATIENCE: Final = {"max_retries": "20", "retry_timeout": "20s", "timeout": "15s"}
+_ANSWER_S: Final = 8.0
+_CONNECT_S: Final = 5.0
+_ATTEMPTS: Final = 5
+
 _FALSE: Final = frozenset({"", "0", "false", "off", "no", "n", "f"})
 
 
@@ -73,15 +81,24 @@ class Storage:
         """Where a table lies, as delta-rs takes it."""
         return f"{self.uri.rstrip('/')}/{table}"
 
-    def filesystem(self, *parts: str) -> fs.FileSystem:
+    @property
+    def delta_options(self) -> dict[str, str] | None:
+        """What to give delta-rs as storage options: with the credentials, so print it nowhere."""
+        return None if self.is_local else {**_DELTA_PATIENCE, **self.options}
+
+    def filesystem(self, *parts: str, attempts: int = _ATTEMPTS) -> fs.FileSystem:
         """Arrow's own file system, rooted at the lake or at a folder in it.
 
         delta-rs's file system under an Arrow dataset crashes or hangs when the process ends.
+
+        Args:
+            parts: names of the folder, below the lake.
+            attempts: at a request to an object store, those of the caller not counted.
         """
         path = "/".join([self.uri.removeprefix("s3://").rstrip("/"), *parts])
-        return fs.SubTreeFileSystem(path or "/", self._root_filesystem())
+        return fs.SubTreeFileSystem(path or "/", self._root_filesystem(attempts))
 
-    def _root_filesystem(self) -> fs.FileSystem:
+    def _root_filesystem(self, attempts: int) -> fs.FileSystem:
         if self.is_local:
             return fs.LocalFileSystem()
         options = self.options
@@ -97,6 +114,11 @@ class Storage:
             region=region,
             scheme=scheme,
             endpoint_override=host.rstrip("/") or None,
+            request_timeout=_ANSWER_S,
+            connect_timeout=_CONNECT_S,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+            # A small file is then one request instead of the three of an upload in parts.
+            allow_delayed_open=True,
         )
 
 
@@ -110,7 +132,7 @@ def require_writable(storage: Storage) -> None:
     try:
         if storage.is_local:
             Path(storage.uri).mkdir(parents=True, exist_ok=True)
-        root = storage.filesystem()
+        root = storage.filesystem(attempts=3)
         with root.open_output_stream(name) as stream:
             stream.write(b"millrace")
         root.delete_file(name)
@@ -119,7 +141,9 @@ def require_writable(storage: Storage) -> None:
 
 
 def _canonical(key: str) -> str:
-    """delta-rs takes aws_region, region and AWS_REGION alike."""
+    """delta-rs takes aws_region, region and AWS_REGION alike, and max_retries only so."""
+    if key.lower() in _DELTA_PATIENCE or key.startswith("backoff_config."):
+        return key.lower()
     key = key.upper()
     if key in ("ENDPOINT", "AWS_ENDPOINT", "ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         return "AWS_ENDPOINT_URL"

@@ -40,6 +40,10 @@ _S3_WORDS: Final = tuple(
         ),
         ("NoSuchBucket|bucket does not exist", "the bucket does not exist; create it first"),
         (
+            "SlowDown|Service ?Unavailable|TooManyRequests|Internal ?(Server ?)?Error",
+            "the store is overloaded or out of order, and was asked several times; try again later",
+        ),
+        (
             "BadRequest: *HTTP|AllowHttp|URL scheme is not allowed",
             "the endpoint is plain http; set AWS_ALLOW_HTTP=true if that is meant",
         ),
@@ -91,6 +95,11 @@ def explain(error: BaseException, storage: "Storage", doing: str) -> LakeError:
         )
     kind = LakeStorageError if isinstance(error, OSError) else LakeError
     return kind(f"{what}: {type(error).__name__}: {_shortened(words, 500)}")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether a store says no, as to wrong credentials: asking again changes nothing."""
+    return _S3_WORDS[0][0].search(str(error)) is not None
 
 
 def _advice(error: BaseException, words: str, storage: "Storage") -> str | None:

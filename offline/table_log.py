@@ -1,5 +1,6 @@
 """One table's commit log as one writer extends it: each batch once, whatever else is committed."""
 
+import time
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -8,7 +9,7 @@ from offline.commit_info import VersionTakenError
 from offline.delta_log import DeltaLog
 from offline.errors import LakeBusyError
 from offline.failpoints import fail_point
-from offline.files import PERMANENT, wait
+from offline.files import PATIENCE_S, asking, is_hopeless, wait
 from offline.journal import Batch
 from offline.local_log import LocalLog
 from offline.parts import Part
@@ -68,7 +69,7 @@ def look(storage: Storage, log: TableLog, table: str, *, writer: str, token: str
     from deltalake.exceptions import DeltaError
 
     try:
-        log.refresh()
+        asking(storage, log.refresh)
     except (OSError, DeltaError) as error:
         raise explain(error, storage, f"looking for new commits of {table}") from None
     _refuse_rival(storage, log, table, writer=writer, token=token)
@@ -96,6 +97,7 @@ def commit(storage: Storage, log: TableLog, table: str, batch: Batch) -> int:
 
     doing = f"committing to {table}"
     conflicts = failures = 0
+    end = time.monotonic() + PATIENCE_S
     while True:
         try:
             if conflicts or failures:
@@ -117,10 +119,10 @@ def commit(storage: Storage, log: TableLog, table: str, batch: Batch) -> int:
             return version
         except VersionTakenError:
             conflicts += 1
+            end = time.monotonic() + PATIENCE_S
             wait(min(conflicts // 10, 2))
         except (OSError, DeltaError) as error:
             failures += 1
-            hopeless = isinstance(error, OSError) and error.errno in PERMANENT
-            if hopeless or failures == _FAILURES:
+            if is_hopeless(error) or failures == _FAILURES or time.monotonic() > end:
                 raise explain(error, storage, doing) from None
             wait(failures)

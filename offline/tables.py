@@ -19,6 +19,7 @@ from offline.commit_log import (
     version_at,
 )
 from offline.errors import LakeBusyError, LakeError
+from offline.files import asking, is_hopeless
 from offline.schemas import SCHEMA_VERSION, TABLES, TableSchema
 from offline.storage import Storage, explain, require_writable
 
@@ -43,6 +44,7 @@ _PROPERTIES: Final = {
     "delta.deletedFileRetentionDuration": "interval 3650 days",
 }
 _ATTEMPTS: Final = 20
+_LOST_ANSWERS: Final = 3
 
 
 def create_tables(storage: Storage) -> None:
@@ -172,13 +174,24 @@ def _load(storage: Storage, name: str, version: int | None = None) -> "DeltaTabl
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
-    options = dict(storage.options) or None
+    options = storage.delta_options
     try:
-        table = DeltaTable(storage.table_uri(name), version=version, storage_options=options)
+        table = asking(
+            storage,
+            lambda: DeltaTable(storage.table_uri(name), version=version, storage_options=options),
+        )
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
         raise explain(error, storage, f"opening {name}") from None
+    except BaseException as error:
+        # What delta-rs raises over a damaged log checkpoint is no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise LakeError(
+            f"opening {name} at {storage.uri}: its log cannot be read ({error}); "
+            "`millrace lake doctor` shows what is left."
+        ) from None
     refuse_empty_commits(storage, name, table.version())
     return table
 
@@ -211,7 +224,8 @@ def _create(storage: Storage, expected: TableSchema) -> "DeltaTable":
             "its _delta_log, or move the folder away to begin anew."
         )
     properties = _PROPERTIES | {SCHEMA_VERSION_PROPERTY: str(SCHEMA_VERSION)}
-    try:
+
+    def create() -> None:
         DeltaTable.create(
             storage.table_uri(expected.name),
             expected.schema,
@@ -219,12 +233,15 @@ def _create(storage: Storage, expected: TableSchema) -> "DeltaTable":
             partition_by=list(expected.partition_by),
             name=expected.name,
             configuration=properties,
-            storage_options=dict(storage.options) or None,
+            storage_options=storage.delta_options,
             # deltalake knows none of our keys.
             raise_if_key_not_exists=False,
             # A retry commits a second creation over the first, and over properties put since.
             commit_properties=CommitProperties(max_commit_retries=0),
         )
+
+    try:
+        asking(storage, create)
     except (DeltaError, OSError) as error:
         # Another process may have made it between the look and the commit.
         table = _load(storage, expected.name)
@@ -295,7 +312,8 @@ def _alter(
         try:
             return change(table)
         except (DeltaError, OSError) as error:
-            if not commit_conflict(error):
+            lost = not storage.is_local and isinstance(error, OSError) and not is_hopeless(error)
+            if not commit_conflict(error) and not (lost and attempt < _LOST_ANSWERS):
                 raise explain(error, storage, f"altering {name}") from None
         time.sleep(random.uniform(0, 0.02 * (attempt + 1)))
     raise LakeBusyError(

@@ -192,9 +192,9 @@ class LakeWriter:
         return batch
 
     def _remove(self, paths: Sequence[str]) -> None:
-        """What a full disk needs most is space."""
-        for path in paths:
-            with suppress(LakeError):
+        """What a full disk needs most is space; a store that is gone is not asked for each."""
+        with suppress(LakeError):
+            for path in paths:
                 remove_file(self._storage, path)
 
     def _write_parts(

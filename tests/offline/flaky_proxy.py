@@ -30,9 +30,9 @@ class Fault:
 
     Attributes:
         kind: busy: 503, not done. forgotten: done, and then 503. dropped: done, and the connection
-            closed without an answer. cut: half of the answer's body. torn: half of the request's
-            body is taken. slow: done after `delay_s`. down: the connection closed at once.
-            deaf: taken and never answered.
+            closed without an answer. cut: half of the answer's body. torn: only the beginning of
+            the request's body is taken. slow: done after `delay_s`. down: the connection closed
+            at once. deaf: taken and never answered.
         first: only the first so many that match; 0 for all.
         every: only every so manieth that matches.
         frac: of those, chosen by chance.
@@ -129,6 +129,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: _Server
 
     def handle_any(self) -> None:
@@ -140,14 +141,13 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "down":
             self._hang_up()
             return
-        length = int(self.headers.get("Content-Length", "0"))
-        if kind == "torn" and length:
+        if kind == "torn" and self._has_body():
             self._continue()
-            self.rfile.read(length // 2)
+            self.rfile.read(40)
             self._hang_up()
             return
         self._continue()
-        body = self.rfile.read(length)
+        body = self._body()
         if fault is not None and kind == "slow":
             time.sleep(fault.delay_s)
         if kind == "deaf":
@@ -180,9 +180,28 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response_only(100)
             self.end_headers()
 
+    def _has_body(self) -> bool:
+        return self._is_chunked() or int(self.headers.get("Content-Length", "0")) > 0
+
+    def _is_chunked(self) -> bool:
+        return str(self.headers.get("Transfer-Encoding", "")).lower() == "chunked"
+
+    def _body(self) -> bytes:
+        if not self._is_chunked():
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return b"".join(parts)
+
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection(self.server.target, timeout=30)
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
+        left_out = {"expect", "transfer-encoding", "content-length"}
+        headers = {k: v for k, v in self.headers.items() if k.lower() not in left_out}
+        headers["Content-Length"] = str(len(body))
         connection.request(self.command, self.path, body, headers)
         answer = connection.getresponse()
         content = answer.read()

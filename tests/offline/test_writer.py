@@ -24,7 +24,7 @@ from offline.storage import Storage
 from offline.tables import create_tables, open_table, set_property
 from offline.writer import LakeWriter, recover
 from tests.offline.s3_kit import BUCKET, s3_options
-from tests.offline.writer_kit import WRITER, batch_of, check, fragments_of, new_lake, read
+from tests.offline.writer_kit import TABLES, WRITER, batch_of, check, fragments_of, new_lake, read
 
 ERRORS = {"full": OSError(errno.ENOSPC, "No space left on device"), "broken": OSError(5, "I/O")}
 
@@ -230,6 +230,22 @@ def test_a_batch_that_failed_half_way_is_finished_by_the_next_process(
         assert (finished.seq, finished.fragments) == (0, (0, 1))
         assert lake.write(batch_of([2])).seq == 1
     check(storage, {"run": range(3)})
+
+
+def test_the_ledger_names_only_what_is_in_the_tables(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for commits, rows in enumerate([[0, 0, 0, 0], [5, 0, 0, 0], [5, 1, 0, 0], [5, 1, 1, 0]]):
+        name = f"{WRITER}{commits}"
+        fail_once(monkeypatch, "commit.before", ERRORS["full"], hit=commits + 1)
+        with LakeWriter(storage, name) as lake, pytest.raises(LakeStorageError):
+            lake.write(batch_of([0], run_id=name))
+        tables = [*TABLES, s.LEDGER.name]
+        assert [read(storage, table).num_rows for table in tables] == rows
+        recover(storage)
+        for table in tables:
+            opened = open_table(storage, table)
+            opened.delete()
 
 
 def test_recover_finishes_the_batches_of_the_dead_and_leaves_the_living_alone(

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from offline import schemas as s
+from offline.commits import list_log, read_commits
 from offline.storage import Storage
 from offline.tables import create_tables, open_table
 from rl_ops import columns as c
@@ -112,6 +113,8 @@ def check(
         ]
         assert _sorted(there) == _sorted(wanted), name
     check_ledger(storage)
+    for name in (*TABLES, s.LEDGER.name):
+        check_transactions(storage, name)
     if storage.is_local:
         own = Path(storage.uri, "_millrace")
         left = [p for p in own.rglob("*") if p.is_file()]
@@ -142,6 +145,13 @@ def check_ledger(storage: Storage) -> None:
     for name in TABLES:
         rows = open_table(storage, name).count()
         assert rows == sum(row[s.ROWS] for row in ledger if row[s.TABLE] == name), name
+
+
+def check_transactions(storage: Storage, table: str) -> None:
+    """Each batch is in one commit: a second one would add nothing to see, and hide a mistake."""
+    commits = read_commits(storage, table, list_log(storage, table).commits)
+    made = [pair for commit in commits for pair in commit.transactions.items()]
+    assert len(made) == len(set(made)), table
 
 
 def _bytes(storage: Storage, path: str) -> bytes:

@@ -268,7 +268,8 @@ def test_a_driver_killed_at_any_moment_resumes_with_no_iteration_lost_or_doubled
 def start_driver(storage, mode, config):
     arguments = [str(storage), mode, config.model_dump_json(), "run"]
     # A first session that died before its first checkpoint left a folder that is in the way.
-    if latest_checkpoint(storage / "run" / "checkpoints").path is None and (storage / "run").exists():
+    run = storage / "run"
+    if run.exists() and latest_checkpoint(run / "checkpoints").path is None:
         (storage / "run").rename(storage / f"gone-{time.monotonic_ns()}")
     process = subprocess.Popen(
         [sys.executable, "-c", _DRIVER, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True

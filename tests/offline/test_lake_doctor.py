@@ -16,7 +16,7 @@ from offline.errors import LakeError
 from offline.findings import Finding, limited, ranges
 from offline.ledger_check import check_table
 from offline.storage import Storage
-from offline.tables import set_property
+from offline.tables import open_table, set_property
 from offline.writer import LakeWriter
 from rl_ops import columns as c
 from tests.offline.doctor_kit import (
@@ -122,6 +122,14 @@ def test_a_lost_commit_of_the_ledger_leaves_files_that_it_does_not_name(lake: St
     # Its own data file is then one that no commit names.
     assert set(found) == {"unnamed-file", "orphan-file"}
     assert found["unnamed-file"].severity == "warning"
+
+
+def test_a_table_whose_log_checkpoint_is_damaged_is_refused_by_name(lake: Storage) -> None:
+    open_table(lake, "steps").create_checkpoint()
+    (path,) = commit_file(lake, 0).parent.glob("*.checkpoint.parquet")
+    path.write_bytes(path.read_bytes()[:-6] + b"abPAR1")  # delta-rs panics
+    with pytest.raises(LakeError, match="opening steps"):
+        open_table(lake, "steps")
 
 
 def test_a_damaged_checkpoint_of_the_log_is_found(lake: Storage) -> None:
