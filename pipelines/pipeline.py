@@ -24,7 +24,7 @@ from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
 from pipelines.tracing import RunLog, Trace, next_session, open_lake, write_policy
-from pipelines.training import TrainTask, plan_for
+from pipelines.training import TrainTask, pick_device, plan_for
 from rl_ops.policy import Policy, Weights
 
 DEFAULT_STORAGE = "~/ray_results"
@@ -100,6 +100,8 @@ class Pipeline:
         debug: bool,
     ) -> Backend:
         """Number the session, open its log, and start the dataflow."""
+        if not self.config.learner.num_workers:
+            pick_device(self._plan)  # raises before anything is made
         if not debug:
             self._check_resources(is_local=ray_address is None)
         session = self.folder.session

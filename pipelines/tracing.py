@@ -19,13 +19,13 @@ from offline.storage import Storage, require_writable
 from pipelines import provenance
 from pipelines.checkpoint import Checkpoint
 from pipelines.config import TraceConfig
-from pipelines.dataflow import Plan
 from pipelines.evaluation import Evaluation, EvaluationTask
 from rl_ops import columns as c
 from rl_ops.spaces import space_to_json
 
 if TYPE_CHECKING:
     from offline.sink import TraceSink
+    from pipelines.dataflow import Plan  # imports torch; evaluations are logged without
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def write_policy(config: TraceConfig) -> WritePolicy:
     )
 
 
-def open_lake(plan: Plan, storage: Path) -> tuple[Storage, str]:
+def open_lake(plan: "Plan", storage: Path) -> tuple[Storage, str]:
     """Make a run's lake ready.
 
     Returns:
@@ -93,7 +93,7 @@ def next_session(storage: Storage, run_id: str) -> int:
     return int(max(known.column(s.SESSION).to_pylist(), default=-1)) + 1
 
 
-def make_sink(plan: Plan, trace: Trace | None, *, rank: int) -> "TraceSink | None":
+def make_sink(plan: "Plan", trace: Trace | None, *, rank: int) -> "TraceSink | None":
     """The sink of a learner rank; None where nothing is logged."""
     if trace is None:
         return None
@@ -141,7 +141,7 @@ class RunLog:
         """Address of the lake."""
         return self._trace.storage.uri
 
-    def started(self, plan: Plan, checkpoint: Checkpoint | None = None) -> None:
+    def started(self, plan: "Plan", checkpoint: Checkpoint | None = None) -> None:
         """Log that the session began, from a checkpoint or none; it is in the lake afterwards.
 
         Raises:

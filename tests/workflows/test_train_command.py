@@ -61,7 +61,7 @@ def test_evaluation_takes_a_checkpoint_a_run_folder_or_a_run_id(millrace):
     given = (folder / "checkpoints" / "2", folder, "run")
     found = []
     for one in given:
-        words = ("--storage", millrace.storage, "--episodes", 3, "--json")
+        words = ("--storage", millrace.storage, "--episodes", 3, "--json", "--no-log")
         result = millrace("evaluate", one, *words)
         assert result.exit_code == 0, result.output
         found.append(json.loads(result.stdout))
@@ -73,10 +73,22 @@ def test_evaluation_takes_a_checkpoint_a_run_folder_or_a_run_id(millrace):
 def test_evaluation_prints_every_episode_with_v_and_repeats_by_seed(millrace):
     assert millrace.train().exit_code == 0
     words = ("evaluate", "run", "--storage", millrace.storage, "--episodes", 3, "--explore")
+    words = (*words, "--no-log")
     first, same = millrace(*words, "-v", "--seed", 7), millrace(*words, "-v", "--seed", 7)
     assert first.stdout == same.stdout
     assert first.stdout.count(" steps\n") == 3
     assert millrace(*words, "--seed", 7).stdout.count(" steps\n") == 0
+
+
+def test_evaluated_episodes_land_in_the_lake_unless_they_are_not_to(millrace):
+    assert millrace.train().exit_code == 0
+    words = ("evaluate", "run", "--storage", millrace.storage, "--episodes", 3)
+    result = millrace(*words)
+    logged = result.stdout.split("logged")[1].split()[0]
+    assert "logged" not in millrace(*words, "--no-log").stdout
+    query = "SELECT evaluation_id, episodes FROM evaluations"
+    rows = millrace("sql", query, "--storage", millrace.storage, "--format", "json").stdout
+    assert json.loads(rows) == {"evaluation_id": logged, "episodes": 3}
 
 
 def test_evaluation_imports_neither_ray_nor_torch(millrace, root):
