@@ -113,9 +113,9 @@ def make_sink(plan: "Plan", trace: Trace | None, *, rank: int) -> "TraceSink | N
     return TraceSink(trace.storage, form, rank=rank, policy=write_policy(config))
 
 
-class _Row(NamedTuple):
+class _Rows(NamedTuple):
     table: str
-    values: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
 
 
 class RunLog:
@@ -132,7 +132,7 @@ class RunLog:
         self._own = {c.RUN_ID: run_id, s.SESSION: trace.session}
         self._evaluations = 0
         self._about: dict[str, Any] = {}
-        self._writer = BackgroundWriter[_Row](
+        self._writer = BackgroundWriter[_Rows](
             trace.storage, f"{run_id}/driver", make=_tables, policy=policy
         )
 
@@ -187,14 +187,15 @@ class RunLog:
             c.POLICY_VERSION: result["policy_version"],
             s.AT: _now(),
         }
+        numbers = []
         for key, value in result.items():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                self._put(s.METRICS, {**same, s.KEY: key, s.VALUE: float(value)})
+                numbers.append({**same, s.KEY: key, s.VALUE: float(value)})
+        self._put(s.METRICS, *numbers)
 
     def failures(self, failures: Sequence[Mapping[str, Any]]) -> None:
         """Log what failed; each mapping holds columns of the table."""
-        for failure in failures:
-            self._put(s.FAILURES, {s.COUNT: 1, s.AT: _now(), **failure})
+        self._put(s.FAILURES, *({s.COUNT: 1, s.AT: _now(), **failure} for failure in failures))
 
     def checkpoint(self, path: Path) -> None:
         """Log a checkpoint that was just written; its row is in the lake afterwards."""
@@ -210,8 +211,7 @@ class RunLog:
             found, task, evaluation_id=f"{own}/{self._own[s.SESSION]}.{number:05d}"
         )
         self._put(s.EVALUATIONS, rows.summary)
-        for episode in rows.episodes:
-            self._put(s.EPISODES, episode)
+        self._put(s.EPISODES, *rows.episodes)
 
     def ended(self, status: str, message: str | None = None) -> None:
         """Log how the session ended, write what is left, and end."""
@@ -220,11 +220,12 @@ class RunLog:
         finally:
             self._writer.close()
 
-    def _put(self, table: s.TableSchema, values: Mapping[str, Any]) -> None:
-        row = {**self._own, **values}
-        if table is s.RUNS:
-            row[s.AT] = _now()
-        self._writer.put(_Row(table.name, row), rows=1, num_bytes=200)
+    def _put(self, table: s.TableSchema, *rows: Mapping[str, Any]) -> None:
+        if not rows:
+            return
+        own = self._own | ({s.AT: _now()} if table is s.RUNS else {})
+        found = [{**own, **row} for row in rows]
+        self._writer.put(_Rows(table.name, found), rows=len(found), num_bytes=200 * len(found))
 
 
 class EvaluationRows(NamedTuple):
@@ -314,10 +315,10 @@ def _origin(checkpoint: Checkpoint | None) -> str | None:
     return json.dumps(origin)
 
 
-def _tables(rows: Sequence[_Row]) -> Batch:
+def _tables(items: Sequence[_Rows]) -> Batch:
     by_table: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_table.setdefault(row.table, []).append(row.values)
+    for item in items:
+        by_table.setdefault(item.table, []).extend(item.rows)
     return Batch(rows_to_tables(by_table))
 
 
