@@ -8,6 +8,7 @@ from offline.commits import read_commits
 from offline.failpoints import fail_point
 from offline.journal import Batch
 from offline.parts import Part
+from offline.patience import asking
 from offline.schemas import TABLES
 from offline.storage import Storage
 
@@ -31,7 +32,7 @@ class DeltaLog:
     def refresh(self) -> None:
         """Read what came after the known version; slow where the log is long."""
         before = self.version
-        self._opened.update_incremental()
+        asking(self._storage, self._opened.update_incremental)
         self.version = self._opened.version()
         last = self._last()
         if last == self.last:
@@ -66,6 +67,6 @@ class DeltaLog:
         except CommitFailedError:
             raise VersionTakenError from None
         fail_point("commit.written")
-        self._opened.update_incremental()
+        asking(self._storage, self._opened.update_incremental)
         self.version, self.last = self._opened.version(), batch.seq
         return self.version

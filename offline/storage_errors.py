@@ -52,6 +52,11 @@ _S3_WORDS: Final = tuple(
             "NetworkConnection|Couldn't resolve|unreachable",
             "the endpoint does not answer; check AWS_ENDPOINT_URL, the region and the network",
         ),
+        (
+            "response body error|reading a body|end of file before|error sending request|"
+            "connection (closed|reset)|broken pipe|incomplete message|error decoding response",
+            "the connection to the store broke; check the network, or try again",
+        ),
     )
 )
 _OS_ERROR: Final = re.compile(r"\(?os error (\d+)\)?|\[errno (\d+)\]|code: (\d+),", re.IGNORECASE)

@@ -9,10 +9,10 @@ from offline.commit_info import VersionTakenError
 from offline.delta_log import DeltaLog
 from offline.errors import LakeBusyError
 from offline.failpoints import fail_point
-from offline.files import PATIENCE_S, asking, is_hopeless, wait
 from offline.journal import Batch
 from offline.local_log import LocalLog
 from offline.parts import Part
+from offline.patience import PATIENCE_S, is_hopeless, wait
 from offline.storage import Storage, explain
 from offline.tables import open_table
 
@@ -69,7 +69,7 @@ def look(storage: Storage, log: TableLog, table: str, *, writer: str, token: str
     from deltalake.exceptions import DeltaError
 
     try:
-        asking(storage, log.refresh)
+        log.refresh()
     except (OSError, DeltaError) as error:
         raise explain(error, storage, f"looking for new commits of {table}") from None
     _refuse_rival(storage, log, table, writer=writer, token=token)

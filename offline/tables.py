@@ -19,7 +19,7 @@ from offline.commit_log import (
     version_at,
 )
 from offline.errors import LakeBusyError, LakeError
-from offline.files import asking, is_hopeless
+from offline.patience import asking, is_hopeless
 from offline.schemas import SCHEMA_VERSION, TABLES, TableSchema
 from offline.storage import Storage, explain, require_writable
 

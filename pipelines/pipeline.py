@@ -23,7 +23,7 @@ from pipelines.evaluation import Evaluation, EvaluationTask
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
-from pipelines.tracing import RunLog, Trace, next_session, open_lake, write_policy
+from pipelines.tracing import RunLog, Trace, lake_of, next_session, open_lake, write_policy
 from pipelines.training import TrainTask, pick_device, plan_for
 from rl_ops.policy import Policy, Weights
 
@@ -70,6 +70,8 @@ class Pipeline:
         going_on = checkpoint is not None and checkpoint.state["run_id"] == self.run_id
         self._iteration = checkpoint.state["loop"]["iteration"] if checkpoint else 0
         folder = _local_folder(storage or _storage_of(checkpoint) or DEFAULT_STORAGE)
+        if config.trace.enabled:
+            lake_of(config.trace, folder)  # a bad address is not written down anywhere
         self.folder = RunFolder(
             folder, self.run_id, resume_at=self._iteration if going_on else None
         )

@@ -18,3 +18,29 @@ def ray_session() -> Iterator[None]:
     start_ray()
     yield
     stop_ray()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[dict[str, str]]:
+    """Storage options of a real S3 server on this machine, for the whole session."""
+    from tests.offline.s3_kit import s3_options
+
+    with s3_options() as options:
+        yield options
+
+
+@pytest.fixture
+def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Its options, which are this process's environment too and the only ones there."""
+    from tests.offline.s3_kit import set_environment
+
+    set_environment(monkeypatch, s3_server)
+    return s3_server
+
+
+@pytest.fixture
+def s3_folder(s3: dict[str, str], request: pytest.FixtureRequest) -> str:
+    """An address of the test's own."""
+    from tests.offline.s3_kit import address_of
+
+    return address_of(request.node.nodeid)

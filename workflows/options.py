@@ -156,7 +156,8 @@ def _lake(_: click.Context, __: click.Parameter, value: str | None) -> "Storage"
     if not place.strip():
         raise click.BadParameter("the name of a folder is needed, or s3://bucket/prefix")
     try:
-        return Storage.at(f"{place.rstrip('/')}/lake")
+        Storage.at(place)  # s3:// alone would become the name of a folder
+        return Storage.at(f"{place}/lake")
     except LakeError as error:
         raise click.BadParameter(str(error)) from None
 

@@ -16,7 +16,7 @@ from offline.errors import LakeError
 from offline.lake import Lake
 from offline.schemas import STEPS, TABLES
 from offline.storage import Storage
-from tests.offline.s3_kit import BUCKET, SECRET, s3_options
+from tests.offline.s3_kit import BUCKET, SECRET
 from tests.offline.sql_kit import append, episode, rows, small_lake, steps
 
 
@@ -385,18 +385,17 @@ def test_columns_that_an_older_table_lacks_are_told(lake: Lake) -> None:
     assert isinstance(lake.steps().dataset(), pds.Dataset)
 
 
-def test_a_lake_on_s3_is_read_as_one_in_a_folder() -> None:
-    with s3_options() as options:
-        storage = Storage.at(f"s3://{BUCKET}/lake", options)
-        small_lake(storage)
-        lake = Lake(storage)
-        assert lake.exists()
-        assert lake.steps(where=[("run_id", "==", "slow")]).to_arrow().num_rows == 3
-        found = lake.sql("SELECT count(next_obs) AS n FROM transitions WHERE run_id = 'slow'")
-        assert found.to_pylist() == [{"n": 3}]
-        chosen = lake.steps()
-        files = storage.filesystem("steps")
-        files.delete_file(chosen.files()[0].path)
-        with pytest.raises(LakeError, match="is missing") as caught:
-            chosen.to_arrow()
-        assert SECRET not in str(caught.value)
+def test_a_lake_on_s3_is_read_as_one_in_a_folder(s3_server: dict[str, str]) -> None:
+    storage = Storage.at(f"s3://{BUCKET}/selected", s3_server)
+    small_lake(storage)
+    lake = Lake(storage)
+    assert lake.exists()
+    assert lake.steps(where=[("run_id", "==", "slow")]).to_arrow().num_rows == 3
+    found = lake.sql("SELECT count(next_obs) AS n FROM transitions WHERE run_id = 'slow'")
+    assert found.to_pylist() == [{"n": 3}]
+    chosen = lake.steps()
+    files = storage.filesystem("steps")
+    files.delete_file(chosen.files()[0].path)
+    with pytest.raises(LakeError, match="is missing") as caught:
+        chosen.to_arrow()
+    assert SECRET not in str(caught.value)

@@ -23,7 +23,7 @@ from offline.journal import read_journals
 from offline.storage import Storage
 from offline.tables import create_tables, open_table, set_property
 from offline.writer import LakeWriter, recover
-from tests.offline.s3_kit import BUCKET, s3_options
+from tests.offline.s3_kit import BUCKET
 from tests.offline.writer_kit import TABLES, WRITER, batch_of, check, fragments_of, new_lake, read
 
 ERRORS = {"full": OSError(errno.ENOSPC, "No space left on device"), "broken": OSError(5, "I/O")}
@@ -45,7 +45,7 @@ def storage(template: Path, tmp_path: Path) -> Storage:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back off for no time."""
-    monkeypatch.setattr("offline.files.time.sleep", lambda _: None)
+    monkeypatch.setattr("offline.patience.time.sleep", lambda _: None)
 
 
 @pytest.fixture(params=["own", "delta_rs"])
@@ -473,15 +473,9 @@ def test_a_read_only_disk_is_an_error_at_once(small_disk: Path) -> None:
         LakeWriter(storage, WRITER)
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[dict[str, str]]:
-    with s3_options() as options:
-        yield options
-
-
 @pytest.fixture
-def s3(bucket: dict[str, str], request: pytest.FixtureRequest) -> Storage:
-    storage = Storage.at(f"s3://{BUCKET}/{request.node.name}", bucket)
+def s3(s3_server: dict[str, str], request: pytest.FixtureRequest) -> Storage:
+    storage = Storage.at(f"s3://{BUCKET}/{request.node.name}", s3_server)
     create_tables(storage)
     return storage
 
