@@ -35,6 +35,8 @@ def main(storage: Path) -> None:
     if runs:
         with contextlib.suppress(CheckpointError):
             options = {"resume": newest_whole(runs[-1]).path}
+    if "resume" in options and int(options["resume"].name) >= ITERATIONS:
+        return  # killed after its last checkpoint: it has ended
     with Pipeline(config(), debug=True, **options) as pipeline:
         for _ in pipeline.stream():
             pass
