@@ -205,7 +205,7 @@ def iterations(folder):
 
 def check_counters(folder):
     """Every result up to the last checkpoint is there once, and the checkpoint agrees with it."""
-    latest = latest_checkpoint(folder / "checkpoints")
+    latest = latest_checkpoint(folder / "checkpoints").path
     if latest is None:
         return
     state = Checkpoint(latest).state
@@ -257,7 +257,7 @@ def test_a_driver_killed_at_any_moment_resumes_with_no_iteration_lost_or_doubled
     assert begun == sorted(begun)
     assert begun[-1] > begun[0]
     finish = config.with_overrides({"stop.training_iteration": begun[-1] + 20})
-    latest = latest_checkpoint(folder / "checkpoints")
+    latest = latest_checkpoint(folder / "checkpoints").path
     with Pipeline(finish, resume=latest, debug=True) as pipeline:
         result = list(pipeline.stream())[-1]
     assert result["training_iteration"] == max(begun[-1] + 20, int(latest.name) + 1)
