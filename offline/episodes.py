@@ -9,10 +9,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from offline import schemas as s
+from offline.steps import constant, table_of
 from rl_ops import columns as c
 
 Array = npt.NDArray[Any]
 TRAIN = "train"
+_CUT_OFF = {c.TERMINATED: False, c.TRUNCATED: False, c.ABORTED: True}
 
 
 @dataclass
@@ -66,8 +68,7 @@ class EpisodeTracker:
 
     def close(self) -> pa.Table:
         """The episodes still open, as aborted; forgets them."""
-        flags = {c.TERMINATED: False, c.TRUNCATED: False, c.ABORTED: True}
-        rows = [self._row(episode, flags) for episode in self._open.values()]
+        rows = [self._row(episode, _CUT_OFF) for episode in self._open.values()]
         self._open.clear()
         return pa.Table.from_pylist(rows, schema=s.EPISODES.schema)
 
@@ -77,10 +78,10 @@ class EpisodeTracker:
         first, last = segments.first[chosen], segments.last[chosen]
         count = len(first)
         columns: dict[str, Any] = {
-            c.RUN_ID: pa.array([self._run_id]).take(pa.array(np.zeros(count, np.int64))),
+            c.RUN_ID: constant(self._run_id, count),
             s.SESSION: np.full(count, self._session, np.int32),
             c.EPISODE_ID: rows.episode_ids(last),
-            s.KIND: pa.array([TRAIN]).take(pa.array(np.zeros(count, np.int64))),
+            s.KIND: constant(TRAIN, count),
             c.WORKER_ID: rows.worker[last],
             c.ENV_ID: rows.env[last],
             s.RETURN: np.where(
@@ -99,13 +100,8 @@ class EpisodeTracker:
             s.STARTED_AT: rows.sampled_us[first],
             s.ENDED_AT: rows.sampled_us[last],
         }
-        arrays = [
-            pa.array(columns[field.name]).cast(field.type)
-            if field.name in columns
-            else pa.nulls(count, field.type)
-            for field in s.EPISODES.schema
-        ]
-        return pa.table(arrays, schema=s.EPISODES.schema)
+        arrays = {name: pa.array(values) for name, values in columns.items()}
+        return table_of(arrays, s.EPISODES.schema, rows=count)
 
     def _follow(
         self, rows: "_Rows", segments: "_Segments", i: int
@@ -116,8 +112,7 @@ class EpisodeTracker:
         before = self._open.pop(env, None)
         (episode_id,) = rows.episode_ids(np.array([first])).to_pylist()
         if before is not None and before.episode_id != episode_id:
-            flags = {c.TERMINATED: False, c.TRUNCATED: False, c.ABORTED: True}
-            found.append((before, flags))
+            found.append((before, _CUT_OFF))
             before = None
         episode = _Open(
             episode_id=episode_id,

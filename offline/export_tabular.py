@@ -1,6 +1,6 @@
 """Episodes as parquet, nested columns in it, or as CSV with a column for each number."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,23 +33,11 @@ def write_parquet(
     """
     import pyarrow.parquet as pq
 
-    files: list[str] = []
-    writer, rows = None, 0
-    try:
-        for group in _groups(episodes):
-            table = _table(group, spaces, flat=False)
-            if writer is None or rows >= file_rows:
-                if writer is not None:
-                    writer.close()
-                files.append(f"part-{len(files):05d}.parquet")
-                path, rows = folder / files[-1], 0
-                writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table)
-            rows += table.num_rows
-    finally:
-        if writer is not None:
-            writer.close()
-    return Exported(tuple(files))
+    def begin(path: Path, schema: pa.Schema) -> Any:
+        return pq.ParquetWriter(path, schema, compression="zstd")
+
+    tables = (_table(group, spaces, flat=False) for group in _groups(episodes))
+    return _write(tables, folder, "parquet", begin, file_rows=file_rows)
 
 
 def write_csv(
@@ -74,16 +62,32 @@ def write_csv(
             f"an observation has {width:,} numbers, more columns than CSV is any use with; export "
             "parquet or rllib"
         )
+
+    def begin(path: Path, schema: pa.Schema) -> Any:
+        return csv.CSVWriter(str(path), schema)
+
+    tables = (_table(group, spaces, flat=True) for group in _groups(episodes))
+    return _write(tables, folder, "csv", begin, file_rows=file_rows)
+
+
+def _write(
+    tables: Iterator[pa.Table],
+    folder: Path,
+    suffix: str,
+    begin: Callable[[Path, pa.Schema], Any],
+    *,
+    file_rows: int,
+) -> Exported:
+    """Write tables one after the other; `begin` opens the next file where one is full."""
     files: list[str] = []
     writer, rows = None, 0
     try:
-        for group in _groups(episodes):
-            table = _table(group, spaces, flat=True)
+        for table in tables:
             if writer is None or rows >= file_rows:
                 if writer is not None:
                     writer.close()
-                files.append(f"part-{len(files):05d}.csv")
-                writer, rows = csv.CSVWriter(str(folder / files[-1]), table.schema), 0
+                files.append(f"part-{len(files):05d}.{suffix}")
+                writer, rows = begin(folder / files[-1], table.schema), 0
             writer.write_table(table)
             rows += table.num_rows
     finally:

@@ -139,7 +139,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).expanduser()
         verify_checkpoint(self.path)
-        self.state: dict[str, Any] = _read_json(self.path / "state.json")
+        self.state = read_state(self.path)
         self.config: dict[str, Any] = _read_json(self.path / "config.json")
 
     @property
@@ -203,6 +203,15 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     """
     checkpoint = Checkpoint(path)
     return Policy(checkpoint.policy, checkpoint.weights())
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's counters, random state and policy, without looking at its other files.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return _read_json(folder / "state.json")
 
 
 class Latest(NamedTuple):

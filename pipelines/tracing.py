@@ -17,7 +17,7 @@ from offline.background import BackgroundWriter, Batch, WritePolicy
 from offline.failpoints import fail_point
 from offline.storage import Storage, require_writable
 from pipelines import provenance
-from pipelines.checkpoint import Checkpoint
+from pipelines.checkpoint import Checkpoint, read_state
 from pipelines.config import TraceConfig
 from pipelines.evaluation import Evaluation, EvaluationTask
 from rl_ops import columns as c
@@ -167,7 +167,9 @@ class RunLog:
         }
         self._put(s.RUNS, {**self._about, s.STATUS: "running"})
         if checkpoint is not None and self._is_unlogged(checkpoint):
-            self._put(s.CHECKPOINTS, {s.AT: _now(), **checkpoint_row(checkpoint)})
+            self._put(
+                s.CHECKPOINTS, {s.AT: _now(), **checkpoint_row(checkpoint.path, checkpoint.state)}
+            )
         self._writer.flush()
 
     def _is_unlogged(self, checkpoint: Checkpoint) -> bool:
@@ -200,7 +202,7 @@ class RunLog:
     def checkpoint(self, path: Path) -> None:
         """Log a checkpoint that was just written; its row is in the lake afterwards."""
         fail_point("checkpoint.logged")
-        self._put(s.CHECKPOINTS, {s.AT: _now(), **checkpoint_row(Checkpoint(path))})
+        self._put(s.CHECKPOINTS, {s.AT: _now(), **checkpoint_row(path, read_state(path))})
         self._writer.flush()
 
     def evaluation(self, found: Evaluation, task: EvaluationTask) -> None:
@@ -282,14 +284,14 @@ class EvaluationRows(NamedTuple):
         return cls(summary, episodes)
 
 
-def checkpoint_row(checkpoint: Checkpoint) -> dict[str, Any]:
+def checkpoint_row(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint as the table has it."""
-    lake, learner = checkpoint.state["lake"], checkpoint.state["learner"]
+    lake, learner = state["lake"], state["learner"]
     return {
         s.SESSION: lake["session"],
-        "checkpoint_id": checkpoint.state["loop"]["iteration"],
-        s.PATH: str(checkpoint.path),
-        s.SHA256: _manifest_sha256(checkpoint.path),
+        "checkpoint_id": state["loop"]["iteration"],
+        s.PATH: str(path),
+        s.SHA256: _manifest_sha256(path),
         c.POLICY_VERSION: learner["version"],
         s.ENV_STEPS: learner["env_steps"],
         "fragments": lake["fragments"],
