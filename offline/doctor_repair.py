@@ -1,7 +1,6 @@
 """Repairs that lose and guess nothing: what was promised, or is known from ledger and files."""
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from offline.commits import LOG, DataFile, Replayed, list_log, replay
 from offline.compaction_ledger import enter_compacted
 from offline.doctor_files import folder_files
 from offline.doctor_log import damaged_checkpoints, examine_log
-from offline.files import OWN_FOLDER, file_sha256, sync_folder
+from offline.files import OWN_FOLDER, file_sha256
 from offline.ledger_check import Entry, Ledger, ledger_of, lost, pending_files
+from offline.local_log import put_commit
 from offline.storage import Storage, explain
 from offline.table_history import chosen
 from offline.table_log import INFO
@@ -216,17 +216,11 @@ def _write_commit(
     """Put a commit in the place of a damaged one, which is kept, or at the end of the log."""
     path = f"{table}/{LOG}/{version:020d}.json"
     _set_aside(storage, table, path)
-    partial = Path(storage.uri, f"{path}.again")
-    partial.unlink(missing_ok=True)  # after a kill it may be the same file as the commit
-    partial.write_bytes(_lines(version, batch, known))
+    target, content = Path(storage.uri, path), _lines(version, batch, known)
     try:
-        # Unlike a rename it fails if a run took the version meanwhile.
-        os.link(partial, Path(storage.uri, path))
-        sync_folder(partial.parent)
-    except OSError as error:
+        put_commit(target, content, partial=target.with_name(f"{target.name}.again"))
+    except OSError as error:  # also when a run took the version meanwhile
         raise explain(error, storage, f"writing commit {version} of {table}") from None
-    finally:
-        partial.unlink()
 
 
 def _lines(version: int, batch: _Batch, known: Replayed) -> bytes:

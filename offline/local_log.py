@@ -70,23 +70,11 @@ class LocalLog:
     def append(self, parts: Sequence[Part], batch: Batch) -> int:
         """Commit as the version after the newest that is known."""
         version = self.version + 1
-        make_folder(self._partial.parent)
-        # Left over after a link it is the same file as a commit, which must not be written.
-        self._partial.unlink(missing_ok=True)
-        with self._partial.open("xb") as file:
-            file.write(_commit_lines(self._name, parts, batch))
-            file.flush()
-            os.fsync(file.fileno())
-        fail_point("commit.partial")
+        content = _commit_lines(self._name, parts, batch)
         try:
-            os.link(self._partial, self._path(version))
-            fail_point("commit.linked")
+            put_commit(self._path(version), content, partial=self._partial)
         except FileExistsError:
             raise VersionTakenError from None
-        finally:
-            self._partial.unlink()
-        fail_point("commit.written")
-        sync_folder(self._folder)
         self.version, self.last = version, batch.seq
         if version % self._checkpoint_period == 0:
             self._checkpoint()
@@ -104,6 +92,35 @@ class LocalLog:
             # Readers are slower without, that is all; the next one is due soon.
             return
         fail_point("log_checkpoint.after")
+
+
+def put_commit(path: Path, content: bytes, *, partial: Path) -> None:
+    """Write a commit's file whole, unless its version is taken: unlike a rename, a link fails then.
+
+    Args:
+        path: of the commit.
+        content: its actions.
+        partial: the file's name until it is whole; nobody else writes under it.
+
+    Raises:
+        FileExistsError: the version is taken.
+        OSError: it cannot be written.
+    """
+    make_folder(partial.parent)
+    # Left over after a link it is the same file as a commit, which must not be written.
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fail_point("commit.partial")
+    try:
+        os.link(partial, path)
+        fail_point("commit.linked")
+    finally:
+        partial.unlink()
+    fail_point("commit.written")
+    sync_folder(path.parent)
 
 
 def _commit_lines(table: str, parts: Sequence[Part], batch: Batch) -> bytes:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from workflows.output import bytes_text
+
 State = Literal["ok", "warn", "fail"]
 
 MIN_SHM_BYTES = 256 << 20
@@ -124,7 +126,10 @@ def memory(available: int | None = None) -> Finding:
     available = available_memory_bytes() if available is None else available
     if available is None:
         return Finding("memory", "ok", "unknown on this system")
-    what, fix = f"{_size(available)} free", "end other programs, or raise the container's limit"
+    what, fix = (
+        f"{bytes_text(available)} free",
+        "end other programs, or raise the container's limit",
+    )
     if available < MIN_MEMORY_BYTES:
         return Finding("memory", "fail", what, fix)
     state: State = "warn" if available < WANTED_MEMORY_BYTES else "ok"
@@ -156,7 +161,7 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Finding:
     if not path.is_dir():
         return Finding("shared memory", "fail", f"there is no {path}", fix)
     free = shutil.disk_usage(path).free
-    what = f"{_size(free)} free in {path}"
+    what = f"{bytes_text(free)} free in {path}"
     if free < MIN_SHM_BYTES:
         return Finding("shared memory", "fail", what, fix)
     state: State = "warn" if free < WANTED_SHM_BYTES else "ok"
@@ -175,7 +180,7 @@ def storage_writable(storage: Path) -> Finding:
         free = shutil.disk_usage(existing).free
     except OSError as error:
         return Finding("storage", "fail", f"{storage}: {error.strerror}", fix)
-    what = f"{storage} is writable, {_size(free)} free"
+    what = f"{storage} is writable, {bytes_text(free)} free"
     if free < WANTED_DISK_BYTES:
         return Finding("storage", "warn", what, "make room, or set checkpoint.keep")
     return Finding("storage", "ok", what)
@@ -208,11 +213,3 @@ def ray_token(path: Path | None = None) -> Finding:
         what = f"{path} can be read by others (mode {mode & 0o777:04o})"
         return Finding("ray token", "warn", what, f"chmod 600 {path}")
     return Finding("ray token", "ok", f"{path} is this user's only")
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"

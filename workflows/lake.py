@@ -8,6 +8,7 @@ import click
 from workflows.exits import FAILED
 from workflows.logs import verbosity_options
 from workflows.options import F, json_option, lake_storage_option
+from workflows.output import bytes_text
 
 if TYPE_CHECKING:
     from offline.compaction import Compaction
@@ -124,8 +125,8 @@ def compact(
 def _compaction_lines(found: Sequence["Compaction"]) -> Iterator[str]:
     for each in found:
         yield (
-            f"{each.table:<12} {each.files_before:,} files of {_size(each.bytes_before)} -> "
-            f"{each.files_after:,} of {_size(each.bytes_after)}, {each.rows:,} rows, version "
+            f"{each.table:<12} {each.files_before:,} files of {bytes_text(each.bytes_before)} -> "
+            f"{each.files_after:,} of {bytes_text(each.bytes_after)}, {each.rows:,} rows, version "
             f"{each.version}"
         )
     if not found:
@@ -181,13 +182,13 @@ def _vacuum_lines(found: Sequence["Vacuum"]) -> Iterator[str]:
     for each in found:
         kept = f"; {len(each.kept):,} kept" if each.kept else ""
         if each.files or each.kept:
-            yield f"{each.table:<12} {len(each.files):,} files, {_size(each.num_bytes)}{kept}"
+            yield f"{each.table:<12} {len(each.files):,} files, {bytes_text(each.num_bytes)}{kept}"
         yield from (f"    {path}" for path in each.files)
     count, num_bytes = sum(len(v.files) for v in found), sum(v.num_bytes for v in found)
     if all(each.removed for each in found):
-        yield f"{count:,} files removed, {_size(num_bytes)}"
+        yield f"{count:,} files removed, {bytes_text(num_bytes)}"
     else:
-        yield f"{count:,} files would go, {_size(num_bytes)}; --yes removes them"
+        yield f"{count:,} files would go, {bytes_text(num_bytes)}; --yes removes them"
 
 
 @lake.command(short_help="Check whether the lake holds what was written to it.")
@@ -232,11 +233,3 @@ def _finding_lines(found: Sequence["Finding"]) -> Iterator[str]:
         yield f"{'':<8} where: {each.where}"
         if each.fix:
             yield f"{'':<8} fix: {each.fix}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"

@@ -56,6 +56,15 @@ def safe_text(text: str, *, max_lines: int = 400) -> str:
     return "\n".join(shown)
 
 
+def bytes_text(count: float) -> str:
+    """A number of bytes in the unit that suits it."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
 def is_terminal() -> bool:
     """Whether stdout shows colours and moves the cursor."""
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
