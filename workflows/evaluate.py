@@ -12,9 +12,8 @@ from workflows.options import json_option, storage_option, storage_problem
 
 if TYPE_CHECKING:
     from pipelines.checkpoint import Checkpoint
-    from pipelines.evaluation import Evaluation
+    from pipelines.evaluation import Evaluation, EvaluationTask
     from rl_ops.envs import EnvSpec
-    from rl_ops.policy import Policy
 
 
 def _video_dir(_: click.Context, __: click.Parameter, value: str | None) -> Path | None:
@@ -45,7 +44,7 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
     """
     # Import numpy, pyarrow and gymnasium; torch only where the network is no MLP.
     from pipelines.checkpoint import Checkpoint
-    from pipelines.evaluation import evaluate_policy
+    from pipelines.evaluation import EvaluationTask
     from rl_ops.policy import Policy
     from workflows.output import json_line, stdout_alone
     from workflows.runs import locate
@@ -55,12 +54,14 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
         click.echo(f"warning: {reason}", err=True)
     checkpoint = Checkpoint(located.path)
     env = saved_env(checkpoint.config)
-    policy = Policy(checkpoint.policy, checkpoint.weights())
+    spec, weights = checkpoint.policy, checkpoint.weights()
     options = {name: given[name] for name in ("episodes", "seed", "explore")}
+    version = checkpoint.state["learner"]["version"]
+    task = EvaluationTask(spec, env, num_envs=given["num_envs"], version=version, **options)
     with stdout_alone():
-        videos = _record(policy, env, given["video_dir"], **options)
-        found = evaluate_policy(policy, env, num_envs=given["num_envs"], **options)
-    logged = None if given["no_log"] else _log(checkpoint, found, policy, env, given)
+        videos = _record(Policy(spec, weights), env, given["video_dir"], **options)
+        found = task.run(weights)
+    logged = None if given["no_log"] else _log(checkpoint, found, task)
     if given["as_json"]:
         figures = {**found.figures(), "returns": found.returns, "lengths": found.lengths}
         about = {"checkpoint": str(located.path), "env": env.id}
@@ -75,23 +76,11 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
         click.echo(f"logged     {logged}")
 
 
-def _log(
-    checkpoint: "Checkpoint", found: "Evaluation", policy: "Policy", env: "EnvSpec", given: Any
-) -> str | None:
+def _log(checkpoint: "Checkpoint", found: "Evaluation", task: "EvaluationTask") -> str | None:
     """Add the evaluation to the lake of the checkpoint's run; its id there, None without a lake."""
     from offline.errors import LakeError
-    from pipelines.evaluation import EvaluationTask
     from pipelines.evaluation_log import lake_of_checkpoint, log_evaluation
 
-    task = EvaluationTask(
-        policy=policy.spec,
-        env=env,
-        episodes=given["episodes"],
-        seed=given["seed"],
-        num_envs=given["num_envs"],
-        explore=given["explore"],
-        version=checkpoint.state["learner"]["version"],
-    )
     try:
         storage = lake_of_checkpoint(checkpoint)
         return None if storage is None else log_evaluation(storage, checkpoint, found, task)
