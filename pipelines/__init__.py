@@ -5,19 +5,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipelines.a2c import A2CConfig as A2CConfig
+    from pipelines.apex import ApexConfig as ApexConfig
+    from pipelines.appo import APPOConfig as APPOConfig
     from pipelines.checkpoint import load_policy as load_policy
+    from pipelines.ddppo import DDPPOConfig as DDPPOConfig
+    from pipelines.dqn import DQNConfig as DQNConfig
+    from pipelines.impala import IMPALAConfig as IMPALAConfig
     from pipelines.pipeline import Pipeline as Pipeline
     from pipelines.ppo import PPOConfig as PPOConfig
+    from pipelines.sac import SACConfig as SACConfig
+    from pipelines.td3 import TD3Config as TD3Config
+    from pipelines.tqc import TQCConfig as TQCConfig
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
     "a2c": ("pipelines.a2c", "A2CConfig"),
+    "apex": ("pipelines.apex", "ApexConfig"),
+    "appo": ("pipelines.appo", "APPOConfig"),
+    "ddppo": ("pipelines.ddppo", "DDPPOConfig"),
+    "dqn": ("pipelines.dqn", "DQNConfig"),
+    "impala": ("pipelines.impala", "IMPALAConfig"),
     "ppo": ("pipelines.ppo", "PPOConfig"),
+    "sac": ("pipelines.sac", "SACConfig"),
+    "td3": ("pipelines.td3", "TD3Config"),
+    "tqc": ("pipelines.tqc", "TQCConfig"),
 }
 """name → (module with `dataflow`, name of its config class)."""
 
 _EXPORTS = {
-    "A2CConfig": "pipelines.a2c",
-    "PPOConfig": "pipelines.ppo",
+    **{name: module for module, name in ALGORITHMS.values()},
     "Pipeline": "pipelines.pipeline",
     "load_policy": "pipelines.checkpoint",
 }

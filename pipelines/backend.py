@@ -108,13 +108,14 @@ class LocalBackend:
         self._evaluated: tuple[int, Evaluation] | None = None
         self._failure: Exception | None = None
         self._loop = make_loop(task, self._flow, World(device=pick_device(task.plan)))
-        count = task.plan.config.rollout.num_workers
+        count = task.plan.config.num_rollouts
         self._workers = [LocalWorker(task, i) for i in range(count)]
         version = self._loop.learner.version
         self._control = FlowControl(
             fragments_per_version=task.plan.dataflow.fragments_per_version,
             max_policy_lag=0,
             num_workers=count,
+            num_lanes=task.plan.config.num_lanes,
             start_version=version,
         )
         self._fragments = self._control.consumed

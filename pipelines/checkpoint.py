@@ -18,6 +18,8 @@ from rl_ops.policy import Policy, PolicySpec, Weights
 FORMAT_VERSION = 1
 PARTIAL = ".partial-"
 """Begins the name of a checkpoint that is being written, or was when its process was killed."""
+MEMORY = "memory.safetensors"
+"""Of learners that remember rows; there is none in the others' checkpoints."""
 FILES = ("modules.safetensors", "optimizers.safetensors", "state.json", "config.json")
 
 
@@ -32,7 +34,7 @@ def write_checkpoint(
 
     Args:
         folder: where; must not exist.
-        tensors: {"modules" | "optimizers": {name: torch tensor}}.
+        tensors: {"modules" | "optimizers" | "memory": {name: torch tensor}}; memory may be missing.
         state: JSON-able: counters, random state, policy spec.
         config: the run's configuration.
 
@@ -68,13 +70,14 @@ def _write(
     temporary = folder.with_name(f"{PARTIAL}{folder.name}.{uuid.uuid4().hex[:8]}")
     temporary.mkdir()
     try:
-        for group in ("modules", "optimizers"):
-            copies = {k: v.detach().cpu().contiguous().clone() for k, v in tensors[group].items()}
+        for group, named in tensors.items():
+            copies = {k: v.detach().cpu().contiguous().clone() for k, v in named.items()}
             save_file(copies, temporary / f"{group}.safetensors")
         _write_json(temporary / "state.json", state)
         _write_json(temporary / "config.json", config)
-        digests = {name: _sha256(temporary / name) for name in FILES}
-        for name in FILES:
+        names = (*FILES, MEMORY) if "memory" in tensors else FILES
+        digests = {name: _sha256(temporary / name) for name in names}
+        for name in names:
             _sync(temporary / name)
         fail_point("checkpoint.files_written")
         _write_json(temporary / "manifest.json", {"format": FORMAT_VERSION, "sha256": digests})
@@ -115,7 +118,7 @@ def _verify(folder: Path) -> None:
             f"{FORMAT_VERSION}"
         )
     digests = manifest.get("sha256")
-    for name in FILES:
+    for name in (*FILES, *[MEMORY] * (isinstance(digests, dict) and MEMORY in digests)):
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"checkpoint {folder}: {name} is missing; use an earlier one")
@@ -168,6 +171,18 @@ class Checkpoint:
         groups = ("modules", "optimizers")
         return {group: self._loaded(f"{group}.safetensors", load_file) for group in groups}
 
+    def memory(self) -> dict[str, Any]:
+        """What learners remembered beside their modules, {name: torch tensor}.
+
+        Raises:
+            CheckpointError: there is nothing of the kind, or its file is none of safetensors.
+        """
+        from safetensors.torch import load_file
+
+        if not (self.path / MEMORY).is_file():
+            raise CheckpointError(f"checkpoint {self.path} has no {MEMORY}: no learner's memory")
+        return self._loaded(MEMORY, load_file)
+
     def _loaded(self, name: str, load_file: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         from safetensors import SafetensorError
 
@@ -192,7 +207,8 @@ class Checkpoint:
             None if statistics[k] is None else np.asarray(statistics[k], np.float32)
             for k in ("obs_mean", "obs_std")
         )
-        return Weights(module, mean, std, statistics["reward_std"])
+        env_steps = int(self.state["learner"]["env_steps"])
+        return Weights(module, mean, std, statistics["reward_std"], env_steps)
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:

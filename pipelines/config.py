@@ -101,8 +101,9 @@ class ConnectorsConfig(Group):
 class RolloutConfig(Group):
     """How experience is gathered."""
 
-    num_workers: PositiveInt = 1
-    """Rollout workers, each a Ray actor process."""
+    num_workers: int = Field(default=1, ge=0)
+    """Rollout workers, each a Ray actor process; 0: each learner process rolls out by itself,
+    between two updates."""
     num_envs: PositiveInt = 16
     """Sub-environments stepping together in each worker."""
     fragment_steps: PositiveInt = 128
@@ -114,7 +115,8 @@ class RolloutConfig(Group):
     env.max_episode_steps is then an error."""
     max_policy_lag: int = Field(default=0, ge=0)
     """How many versions old the acting policy may be when its rows are consumed; 0 is
-    synchronous, 1 hides the rollout behind the update."""
+    synchronous, 1 hides the rollout behind the update. Above 0 whichever worker is free makes the
+    next fragment, so that a slow one holds nobody up."""
 
 
 class OptimConfig(Group):
@@ -270,6 +272,9 @@ class AlgorithmConfig(Group):
     """Of environments, sampling, initial weights and shuffles."""
     gamma: Fraction = 0.99
     """Discount per env step."""
+    train_rows: PositiveInt | None = None
+    """Rows of one version, at least so many where rollout.batch_mode is complete_episodes; None
+    takes one fragment of every worker."""
     model: ModelConfig = ModelConfig()
     connectors: ConnectorsConfig = ConnectorsConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -297,6 +302,47 @@ class AlgorithmConfig(Group):
         partial = {k: v for k, v in values.items() if k in groups and isinstance(v, dict)}
         return values | {name: groups[name] | given for name, given in partial.items()}
 
+    @model_validator(mode="after")
+    def _fragments_divide(self) -> Self:
+        rollout, ranks = self.rollout, max(1, self.learner.num_workers)
+        if self.num_rollouts % ranks:
+            raise ValueError(
+                f"rollout.num_workers={rollout.num_workers} must be a multiple of "
+                f"learner.num_workers={ranks}: each learner rank has rollout workers of its own"
+            )
+        rows = self.num_lanes * rollout.num_envs * rollout.fragment_steps
+        if self.train_rows is not None and self.train_rows % rows:
+            by_worker = self.num_lanes == self.num_rollouts
+            lanes = "rollout.num_workers" if by_worker else "learner.num_workers"
+            raise ValueError(
+                f"train_rows={self.train_rows} is no multiple of {lanes} x num_envs x "
+                f"fragment_steps = {self.num_lanes} x {rollout.num_envs} x "
+                f"{rollout.fragment_steps} = {rows}; change one of them"
+            )
+        return self
+
+    @property
+    def num_rollouts(self) -> int:
+        """Processes that roll out: rollout workers, or else the learner's own."""
+        return self.rollout.num_workers or max(1, self.learner.num_workers)
+
+    @property
+    def num_lanes(self) -> int:
+        """Between whom fragments are dealt in turn: workers where a seed decides, else ranks.
+
+        At lag 0 a seed decides every row; whole episodes are seeded by their worker's turn.
+        """
+        rollout = self.rollout
+        if rollout.max_policy_lag == 0 or rollout.batch_mode == "complete_episodes":
+            return self.num_rollouts
+        return max(1, self.learner.num_workers)
+
+    @property
+    def fragments_per_version(self) -> int:
+        """F, how many fragments one update consumes."""
+        rows = self.rollout.num_envs * self.rollout.fragment_steps
+        return (self.train_rows or rows * self.num_rollouts) // rows
+
     def build(self, **options: Any) -> "Pipeline":
         """A `Pipeline` that runs this configuration; takes the same options."""
         # Imports torch, and without debug=True ray: not before something is to run.
@@ -317,9 +363,6 @@ class OnPolicyConfig(AlgorithmConfig):
 
     gae_lambda: Fraction = 0.95
     """1 is the Monte-Carlo return, 0 one-step TD."""
-    train_rows: PositiveInt | None = None
-    """Rows of one version, at least so many where rollout.batch_mode is complete_episodes; None
-    takes one fragment of every worker."""
     value_coef: float = Field(default=0.5, ge=0)
     """Weight of the value term in the loss."""
     normalize_advantage: bool = False
@@ -327,27 +370,51 @@ class OnPolicyConfig(AlgorithmConfig):
     entropy_coef: Schedule = 0.0
     """Weight of the entropy bonus: a number, or [[env_steps, value], ...]."""
 
+
+class ReplayConfig(Group):
+    """The memory of rows that off-policy algorithms draw their minibatches from."""
+
+    capacity_rows: PositiveInt = 100_000
+    """Newest rows that are kept, of each learner rank."""
+    prioritized: bool = False
+    """Draw rows by their |td_error| instead of evenly."""
+    alpha: Fraction = 0.6
+    """Of prioritised replay: 0 draws evenly, 1 in proportion to |td_error|."""
+    beta: Schedule = 0.4
+    """Of prioritised replay: how far importance weights undo the bias; 1 wholly."""
+    eps: float = Field(default=1e-6, gt=0)
+    """Added to |td_error|, so that every row can be drawn."""
+
+
+class TargetConfig(Group):
+    """The slow copy of a network that bootstrapped targets are made with."""
+
+    tau: float = Field(default=0.005, gt=0, le=1)
+    """Share of the network that moves into the copy each time; 1 copies it."""
+    period_updates: PositiveInt = 1
+    """Gradient steps from one time to the next."""
+
+
+class OffPolicyConfig(AlgorithmConfig):
+    """What algorithms that learn from a replay memory share."""
+
+    replay: ReplayConfig = ReplayConfig()
+    target: TargetConfig = TargetConfig()
+    updates_per_row: float = Field(default=1.0, gt=0)
+    """Gradient steps per env step consumed: neither side can run ahead of the other."""
+    minibatch_rows: PositiveInt = 256
+    """Rows drawn for a gradient step, on each learner rank."""
+    learning_starts_rows: int = Field(default=1000, ge=0)
+    """Env steps before the first gradient step."""
+    n_step: PositiveInt = 1
+    """Rewards summed before bootstrapping; windows end where fragments do."""
+
     @model_validator(mode="after")
-    def _fragments_divide(self) -> Self:
-        rollout = self.rollout
-        rows = rollout.num_workers * rollout.num_envs * rollout.fragment_steps
-        if self.train_rows is not None and self.train_rows % rows:
+    def _windows_fit(self) -> Self:
+        steps = self.rollout.fragment_steps
+        if self.n_step > steps and self.rollout.batch_mode == "truncate":
             raise ValueError(
-                f"train_rows={self.train_rows} is no multiple of rollout.num_workers x num_envs x "
-                f"fragment_steps = {rollout.num_workers} x {rollout.num_envs} x "
-                f"{rollout.fragment_steps} = {rows}; change one of them"
-            )
-        if self.learner.num_workers and rollout.num_workers % self.learner.num_workers:
-            raise ValueError(
-                f"rollout.num_workers={rollout.num_workers} must be a multiple of "
-                f"learner.num_workers={self.learner.num_workers}: each learner rank has rollout "
-                "workers of its own"
+                f"n_step={self.n_step} is longer than rollout.fragment_steps={steps}, and windows "
+                f"end where fragments do; use fragment_steps of {4 * self.n_step} or so"
             )
         return self
-
-    @property
-    def fragments_per_version(self) -> int:
-        """F, how many fragments one update consumes."""
-        rollout = self.rollout
-        rows = rollout.num_envs * rollout.fragment_steps
-        return (self.train_rows or rows * rollout.num_workers) // rows

@@ -1,14 +1,28 @@
 """A dataflow: where rows come from, what is added to them, and which learner consumes them."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.config import AlgorithmConfig
+from pipelines.specs import PolicyKind
+from rl_ops import columns as c
+from rl_ops.exploration import Act, Sample
 from rl_ops.learner import Learner
-from rl_ops.operators import Operator, fold_columns
+from rl_ops.operators import ClipReward, Operator, fold_columns
 from rl_ops.policy import PolicySpec
-from rl_ops.rollout import Act, RolloutSpec, Sample
+from rl_ops.replay import ReplaySpec
+from rl_ops.rollout import RolloutSpec
+
+
+def learner_reward(config: AlgorithmConfig) -> tuple[tuple[Operator, ...], str]:
+    """The operators that make the reward which the learner sees, and the column that has it."""
+    connectors = config.connectors
+    reward = c.SCALED_REWARD if connectors.normalize_reward else c.REWARD
+    if connectors.clip_reward is None:
+        return (), reward
+    return (ClipReward(connectors.clip_reward, reward=reward),), c.CLIPPED_REWARD
 
 
 @dataclass(frozen=True)
@@ -25,12 +39,40 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
+class Replayed:
+    """Rows go through a replay memory, from which the learner draws them.
+
+    Attributes:
+        memory: the memory of each learner rank.
+        minibatch_rows: rows of a gradient step.
+        updates_per_row: gradient steps per row consumed.
+        starts_rows: rows consumed before the first gradient step.
+    """
+
+    memory: ReplaySpec
+    minibatch_rows: int
+    updates_per_row: float
+    starts_rows: int
+
+    def describe(self) -> str:
+        """As a line of the plan."""
+        memory = self.memory
+        how = f"prioritized ^{memory.priority_alpha:g}" if memory.prioritized else "uniform"
+        return (
+            f"Replay({memory.capacity_rows} rows, {how}, {self.updates_per_row:g} updates a row of "
+            f"{self.minibatch_rows} rows, from {self.starts_rows} rows on)"
+        )
+
+
+@dataclass(frozen=True)
 class Dataflow:
     """One algorithm's dataflow.
 
     Attributes:
         source: where rows come from.
         learner: consumes them.
+        policy: what acts.
+        replay: the memory between rows and learner; None for none.
         fragments_per_version: F, how many fragments one update consumes.
         max_policy_lag: versions between acting and consuming, at most.
     """
@@ -38,6 +80,8 @@ class Dataflow:
     source: Rollouts
     learner: type[Learner[Any]]
     fragments_per_version: int
+    policy: PolicyKind = field(default_factory=PolicyKind)
+    replay: Replayed | None = None
     max_policy_lag: int = 0
 
 
@@ -61,11 +105,11 @@ class Plan:
         is_whole = rollout.batch_mode == "complete_episodes"
         rows = f"{rollout.num_envs * rollout.fragment_steps} rows{' or more' * is_whole}"
         steps = f"{rollout.fragment_steps} steps{' or more in whole episodes' * is_whole}"
-        source = (
-            f"Rollouts({config.env.id}, {config.rollout.num_workers} workers x "
-            f"{rollout.num_envs} envs x {steps}, act={rollout.act.kind})"
-        )
+        workers = config.rollout.num_workers
+        who = f"{workers} workers" if workers else f"{config.num_rollouts} learner processes"
+        source = f"Rollouts({config.env.id}, {who} x {rollout.num_envs} envs x {steps})"
         lines = [f"{config.algo} on {config.env.id}", "", source]
+        lines.append(f"  acts   {rollout.policy.act!r}")
         lines.append(f"  adds   {', '.join(rollout.adds)}")
         for operator in flow.source.then:
             lines += [f"-> {operator!r}", f"  reads  {', '.join(operator.reads)}"]
@@ -77,6 +121,7 @@ class Plan:
         )
         ranks = config.learner.num_workers
         where = f"{ranks} Ray Train workers" if ranks else "the driver (Ray Train local mode)"
+        lines += [f"-> {flow.replay.describe()}"] if flow.replay else []
         lines += [f"-> {flow.learner.__name__} in {where}"]
         reads = (rollout.obs_column, *flow.learner.reads)
         lines += [f"  reads  {', '.join(reads)}", "-> weights, by version, to Rollouts"]
@@ -88,11 +133,31 @@ def make_plan(config: AlgorithmConfig, dataflow: Dataflow, rollout: RolloutSpec)
 
     Raises:
         ColumnError: an operator or the learner reads what nobody adds.
+        SpecError: the policy's actions are not for the act that explores.
     """
-    columns = fold_columns(rollout.adds, dataflow.source.then)
+    rollout.policy.act.check(rollout.policy.distribution)
+    then = tuple(_bound(operator, rollout.obs_column) for operator in dataflow.source.then)
+    dataflow = dataclasses.replace(dataflow, source=dataclasses.replace(dataflow.source, then=then))
+    wanted = {column for operator in then for column in operator.reads}
+    wanted |= set(dataflow.learner.reads)
+    rollout = dataclasses.replace(rollout, keep=rollout.keep | (wanted & _ON_DEMAND))
+    columns = fold_columns(rollout.adds, then)
     learner = LearnerReads(dataflow.learner.__name__, (rollout.obs_column, *dataflow.learner.reads))
     fold_columns(columns, [learner])
     return Plan(config=config, dataflow=dataflow, rollout=rollout, columns=columns)
+
+
+_ON_DEMAND = {c.FINAL_MODEL_OBS, c.Q_VALUE}
+"""Columns that rollouts emit where something reads them."""
+
+
+def _bound(operator: Operator, obs_column: str) -> Operator:
+    """An operator that names the module's observations, with the column that has them."""
+    if not dataclasses.is_dataclass(operator) or isinstance(operator, type):
+        return operator
+    named = [f.name for f in dataclasses.fields(operator)]
+    changed = dict.fromkeys((n for n in named if getattr(operator, n) == c.MODEL_OBS), obs_column)
+    return dataclasses.replace(operator, **changed)
 
 
 class LearnerReads:

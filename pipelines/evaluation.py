@@ -117,7 +117,7 @@ def evaluate_policy(
 def _run(
     policy: Policy, slots: VectorSlots, quota: np.ndarray, *, seed: int, explore: bool
 ) -> Evaluation:
-    n, spec, distribution = slots.num_envs, policy.spec, policy.distribution
+    n, spec = slots.num_envs, policy.spec
     seeds = np.random.SeedSequence(seed).generate_state(n) % 2**31
     state = policy.start(n, seed=seed)
     obs, is_first = slots.reset(seeds.tolist()), np.ones(n, dtype=bool)
@@ -125,11 +125,9 @@ def _run(
     finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
     while any(len(f) < q for f, q in zip(finished, quota, strict=True)):
         module_obs = spec.obs_connectors.step(obs, is_first, state.connectors)
+        policy.draw_noise(state.rng if explore else None)
         params = policy.inference.forward(policy.module_input(module_obs))[0]
-        if explore:
-            action = distribution.sample(params, distribution.noise(state.rng, n))
-        else:
-            action = distribution.mode(params)
+        action = policy.choose(params, state, is_first if explore else None)
         step = slots.step(spec.action_connectors(action))
         obs, is_first = step.obs, step.is_first
         returns += step.reward * step.is_transition

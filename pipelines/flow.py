@@ -12,13 +12,16 @@ class FlowControl:
     k < F * v + F * (1 + lag) and is consumed by the update at version k // F, so its lag
     k // F - v is at most max_policy_lag, whatever the schedule of workers and learner.
 
-    Fragment k belongs to worker k mod num_workers: the same seed gives the same fragments
-    however fast each worker is. A straggler therefore holds up the others once the window is full.
+    Fragment k belongs to lane k mod num_lanes, and worker w takes the next of lane w mod
+    num_lanes. With a lane for each worker the same seed gives the same fragments however fast each
+    is, and a straggler holds up the others once the window is full. With fewer lanes, one for each
+    learner rank, whoever is free takes the next fragment, and a straggler makes fewer of them.
 
     Args:
-        fragments_per_version: F, a multiple of num_workers.
+        fragments_per_version: F, a multiple of num_lanes.
         max_policy_lag: versions; 0 is synchronous.
         num_workers: rollout workers.
+        num_lanes: a divisor of num_workers; None is a lane for each.
         start_version: version whose update comes next; positive after a resume.
 
     Attributes:
@@ -28,6 +31,7 @@ class FlowControl:
     fragments_per_version: int
     max_policy_lag: int
     num_workers: int
+    num_lanes: int | None = None
     start_version: int = 0
     budget: int | None = None
     version: int = field(init=False)
@@ -35,14 +39,18 @@ class FlowControl:
     _claims: dict[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.fragments_per_version % self.num_workers:
+        lanes = self.num_workers if self.num_lanes is None else self.num_lanes
+        if self.num_workers % lanes:
+            raise ValueError(f"num_workers={self.num_workers} must be a multiple of {lanes} lanes")
+        if self.fragments_per_version % lanes:
+            what = "num_workers" if lanes == self.num_workers else "num_lanes"
             raise ValueError(
                 f"fragments_per_version={self.fragments_per_version} must be a multiple of "
-                f"num_workers={self.num_workers}"
+                f"{what}={lanes}"
             )
         self.version = self.start_version
         first = self.start_version * self.fragments_per_version
-        self._next = [first + worker for worker in range(self.num_workers)]
+        self._next = [first + lane for lane in range(lanes)]
 
     @property
     def window(self) -> int:
@@ -66,13 +74,14 @@ class FlowControl:
         """
         if ticket in self._claims:
             return self._claims[ticket]
-        fragment = self._next[worker]
+        lane = worker % len(self._next)
+        fragment = self._next[lane]
         limit = self.consumed + self.window
         if self.budget is not None:
             limit = min(limit, self.budget * self.fragments_per_version)
         if fragment >= limit:
             return None
-        self._next[worker] += self.num_workers
+        self._next[lane] += len(self._next)
         self._claims[ticket] = fragment
         return fragment
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 from offline.errors import LakeError
 from pipelines.config import StopConfig
 from pipelines.coordinator import END, Command, GoAhead
+from pipelines.memory_state import Origins
 from rl_ops import columns as c
 from rl_ops.batch import Batch
 from rl_ops.learner import Learner
@@ -165,6 +166,9 @@ class LearnLoop:
         time_before_s: seconds that the run took before it was resumed.
         iteration: versions published, over all resumes.
         duplicates: fragments that came again and were dropped.
+        origins: which fragments a replay memory's rows are of; None without one.
+        origin: lake, run and session of the fragments consumed.
+        worker: of this process, where learners roll out by themselves.
     """
 
     learner: Learner[Any]
@@ -180,6 +184,9 @@ class LearnLoop:
     time_before_s: float = 0.0
     iteration: int = 0
     duplicates: int = 0
+    origins: Origins | None = None
+    origin: tuple[str | None, str, int] = (None, "", 0)
+    worker: Any = None
     _pending: dict[int, pa.Table] = field(default_factory=dict)
     _clock: float = 0.0
 
@@ -228,7 +235,7 @@ class LearnLoop:
         first = self.ids(self.learner.version)[0]
         coming = {k for k in outstanding if k >= first} - self._pending.keys()
         ended: set[int] = set()
-        workers = self.learner.config.rollout.num_workers // self.learner.world.size
+        workers = self.learner.config.num_rollouts // self.learner.world.size
         while coming and len(ended) < workers:
             table = next(fragments, None)
             if table is None:
@@ -300,6 +307,8 @@ class LearnLoop:
         metrics = self.learner.update(self.to_batch(tables))
         for k in self.ids(self.learner.version):  # not before: what fails is logged as unused
             del self._pending[k]
+        if self.origins is not None:
+            self.origins.consumed(self.origin, tables)
         if self.sink is not None:
             self.sink.used(
                 tables, learner_version=self.learner.version, grad_steps=self.learner.grad_steps
@@ -363,4 +372,16 @@ class LearnLoop:
             self.learner.set_weights(command.payload)
             self.flow.replace_weights(self.learner.version, self.learner.weights())
             return None
+        if command.name == "call_workers":
+            called = _called(command.payload, self.worker)
+            outputs = self.learner.world.gather_objects(called)
+            return [output if error is None else error for output, error in outputs]
         raise ValueError(f"unknown command {command.name!r}")
+
+
+def _called(fn: Callable[[Any], Any], worker: Any) -> tuple[Any, Exception | None]:
+    """What `fn` gives or raises; raised on one rank alone, it would leave the others waiting."""
+    try:
+        return fn(worker), None
+    except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
+        return None, error

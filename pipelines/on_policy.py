@@ -3,53 +3,59 @@
 Legend: B rows, P distribution parameters.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
 from pipelines.config import OnPolicyConfig
+from pipelines.dataflow import learner_reward
+from pipelines.statistics import acting_weights, new_moments, normalized, observe
 from rl_ops import columns as c
 from rl_ops.batch import Batch
-from rl_ops.learner import Learner, Loss, Modules, check_tensors
+from rl_ops.learner import Learner, Loss, Modules, load_arrays
 from rl_ops.models import build_model
-from rl_ops.moments import RunningMoments, normalize
-from rl_ops.operators import AddGAE, ClipReward, Operator
+from rl_ops.moments import RunningMoments
+from rl_ops.operators import AddDiscount, AddGAE, Operator
 from rl_ops.optim import FlatOptimizer
 from rl_ops.optim_spec import OptimSpec
 from rl_ops.policy import Weights
 from rl_ops.pullback import Pullback, covers
-from rl_ops.schedules import Schedule, value_at
+from rl_ops.returns import VTrace, vtrace
 
 C = TypeVar("C", bound=OnPolicyConfig)
 
 
-class NonFiniteError(RuntimeError):
-    """A loss or gradient was NaN or Inf and the configuration says to stop."""
-
-
 def advantages(config: OnPolicyConfig) -> tuple[Operator, ...]:
     """The operators that turn rewards and values into advantages, in the rollout worker."""
-    connectors = config.connectors
-    reward = c.SCALED_REWARD if connectors.normalize_reward else c.REWARD
-    clip = connectors.clip_reward
-    before = () if clip is None else (ClipReward(clip, reward=reward),)
-    reward = reward if clip is None else c.CLIPPED_REWARD
+    before, reward = learner_reward(config)
     return (*before, AddGAE(config.gamma, config.gae_lambda, reward=reward))
+
+
+SEGMENTS = (
+    *(c.ACTION, c.LEARNER_REWARD, c.DISCOUNT, c.IS_LAST, c.LOGP),
+    c.FINAL_MODEL_OBS,
+)
+"""What V-trace is made of, besides the observation."""
+
+
+def discounts(config: OnPolicyConfig) -> tuple[Operator, ...]:
+    """The operators that leave advantages to the learner, whose policy has moved on."""
+    before, reward = learner_reward(config)
+    return (*before, AddDiscount(config.gamma, reward=reward))
 
 
 @dataclass
 class ActorCritic(Modules):
-    """One actor-critic, its optimiser, and the statistics of its inputs."""
+    """One actor-critic, its optimiser, the statistics of its inputs, and perhaps a slow copy."""
 
     model: nn.Module
     optimizer: FlatOptimizer
     obs_moments: RunningMoments | None
     reward_moments: RunningMoments | None
+    target: nn.Module | None = None
 
 
 class ActorCriticLearner(Learner[C]):
@@ -68,18 +74,9 @@ class ActorCriticLearner(Learner[C]):
         self._forward = torch.compile(model) if config.learner.compile else model
         written = covers(model, self.distribution) and not config.learner.compile
         self.pullback = Pullback(model, self.distribution) if written else None
-        connectors = config.connectors
-        shape = self.policy.obs_connectors.output_space.shape
-        return ActorCritic(
-            model=model,
-            optimizer=optimizer,
-            obs_moments=RunningMoments(shape) if connectors.normalize_obs else None,
-            reward_moments=RunningMoments() if connectors.normalize_reward else None,
-        )
-
-    def at(self, schedule: Schedule) -> float:
-        """A schedule's value now."""
-        return value_at(schedule, self.env_steps)
+        self.on_nonfinite = config.faults.on_nonfinite_loss
+        moments = new_moments(config, self.policy)
+        return ActorCritic(model, optimizer, moments.obs, moments.reward)
 
     def evaluate(
         self, batch: Batch, *, entropy: bool = True
@@ -102,32 +99,56 @@ class ActorCriticLearner(Learner[C]):
         variance, mean = torch.var_mean(advantage)
         return (advantage - mean) / (variance.sqrt() + 1e-8)
 
-    def descend(self, loss: Loss) -> Mapping[str, torch.Tensor | float]:
-        """One optimiser step; returns the loss's terms and the gradient norm.
+    def vtrace(
+        self,
+        batch: Batch,
+        *,
+        log_rho: torch.Tensor,
+        value: torch.Tensor,
+        final_value: torch.Tensor,
+        rho_bar: float = 1.0,
+        c_bar: float = 1.0,
+    ) -> VTrace[torch.Tensor]:
+        """Targets and advantages of rows [B], env-major, in whole segments; see `returns.vtrace`.
 
-        Raises:
-            NonFiniteError: the gradient was not finite and `faults.on_nonfinite_loss` is "stop".
-                The weights are as they were before the step.
+        Args:
+            batch: rows with `SEGMENTS`.
+            log_rho: [B] of the policy to value over the one that acted, in nats.
+            value: [B] V(obs).
+            final_value: [B] V(final_model_obs) where a segment is cut; anything elsewhere.
+            rho_bar: limit of the weights in temporal differences.
+            c_bar: limit of the weights in traces.
         """
-        norm = self.modules.optimizer.step(loss.total, lr=self.at(self.config.optim.lr))
-        return self.checked(loss.terms, norm)
+        next_value_B = torch.where(batch.is_last, final_value, value.roll(-1))
+        return vtrace(
+            log_rho,
+            batch.learner_reward,
+            batch.discount,
+            value,
+            next_value_B,
+            batch.is_last,
+            rho_bar=rho_bar,
+            c_bar=c_bar,
+            gae_lambda=self.config.gae_lambda,
+        )
+
+    @torch.no_grad()
+    def final_value(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """V(final_model_obs) [B] by `network` where a segment is cut and goes on, 0 elsewhere."""
+        value_B = torch.zeros_like(batch.learner_reward)
+        cut = (batch.is_last & (batch.discount > 0)).nonzero()[:, 0]
+        if len(cut):
+            value_B[cut] = network(batch.final_model_obs[cut])[1]
+        return value_B
+
+    def descend(self, loss: Loss) -> Mapping[str, torch.Tensor | float]:
+        """One optimiser step; see `Learner.step`."""
+        return self.step(self.modules.optimizer, loss, lr=self.at(self.config.optim.lr))
 
     def descend_written(self, terms: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
         """As `descend`, along the gradient that `pullback` left; `terms` are for the log."""
         norm = self.modules.optimizer.descend(lr=self.at(self.config.optim.lr))
         return self.checked(terms, norm)
-
-    def checked(self, terms: Mapping[str, torch.Tensor], norm: float) -> Mapping[str, Any]:
-        """Count a step by its gradient norm, or refuse it; returns what is noted of it."""
-        finite = math.isfinite(norm)
-        if not finite and self.config.faults.on_nonfinite_loss == "stop":
-            values = {name: float(term.detach()) for name, term in terms.items()}
-            raise NonFiniteError(
-                f"gradient norm {norm} at grad step {self.grad_steps}, loss terms {values}; "
-                "lower optim.lr, normalise observations, or set faults.on_nonfinite_loss to skip"
-            )
-        self.grad_steps += finite
-        return {**terms, "grad_norm": norm, "skipped": float(not finite)}
 
     def num_minibatches(self, batch: Batch, *, max_rows: int) -> int:
         """How many minibatches every rank makes of its rows; at most as many as it has rows."""
@@ -136,55 +157,17 @@ class ActorCriticLearner(Learner[C]):
 
     def prepare(self, batch: Batch) -> Batch:
         """Normalise observations with the statistics that acted, then learn the batch's own."""
-        modules = self.modules
-        if modules.reward_moments is not None:
-            self._merge(modules.reward_moments, batch.running_return)
-        if modules.obs_moments is None:
-            return batch
-        moments = modules.obs_moments
-        clip = self.config.connectors.obs_clip
-        mean, std = _mean_std(moments)
-        obs = normalize(
-            batch.obs, mean=torch.from_numpy(mean), std=torch.from_numpy(std), clip=clip
-        )
-        self._merge(moments, batch.obs)
-        return batch.with_columns(obs=obs)
-
-    def _merge(self, moments: RunningMoments, values: torch.Tensor) -> None:
-        """Add the rows of all ranks, in rank order, so that every rank holds the same moments."""
-        new = RunningMoments(moments.mean.shape)
-        new.update(values.cpu().numpy())
-        packed = np.concatenate([[new.count], new.mean.ravel(), new.m2.ravel()])
-        for part in self.world.gather(torch.from_numpy(packed)):
-            array, shape = part.numpy(), moments.mean.shape
-            mean, m2 = np.split(array[1:], 2)
-            state = {"count": array[0], "mean": mean.reshape(shape), "m2": m2.reshape(shape)}
-            moments.merge(RunningMoments.from_state(state))
+        modules, clip = self.modules, self.config.connectors.obs_clip
+        names = [name for name in (c.OBS, c.FINAL_MODEL_OBS) if name in batch]
+        fed = {name: normalized(modules, getattr(batch, name), clip=clip) for name in names}
+        observe(modules, batch, self.world)
+        return batch.with_columns(**fed)
 
     def weights(self) -> Weights:
         """See `Learner.weights`."""
-        modules = self.modules
-        module = {
-            name: tensor.detach().cpu().numpy().copy()
-            for name, tensor in modules.model.state_dict().items()
-        }
-        mean = std = reward_std = None
-        if modules.obs_moments is not None:
-            mean, std = _mean_std(modules.obs_moments)
-        if modules.reward_moments is not None and modules.reward_moments.count > 1:
-            reward_std = float(modules.reward_moments.std())
-        return Weights(module, mean, std, reward_std)
+        return acting_weights(self.modules, self.modules.model, env_steps=self.env_steps)
 
     def set_weights(self, weights: Weights) -> None:
         """See `Learner.set_weights`."""
-        tensors = {name: torch.from_numpy(np.array(x)) for name, x in weights.module.items()}
-        check_tensors(self.modules.model.state_dict(), tensors, what="a policy with these weights")
-        self.modules.model.load_state_dict(tensors)
+        load_arrays(self.modules.model, weights.module)
         self.world.synchronize(self.modules)
-
-
-def _mean_std(moments: RunningMoments) -> tuple[Any, Any]:
-    """Float32 mean and deviation; 0 and 1 before the first rows."""
-    if moments.count == 0:
-        return np.zeros_like(moments.mean, np.float32), np.ones_like(moments.mean, np.float32)
-    return moments.mean.astype(np.float32), moments.std().astype(np.float32)

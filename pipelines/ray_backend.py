@@ -89,8 +89,10 @@ class RayBackend:
 
     def call_workers(self, fn: Callable[[Any], Any]) -> list[Any]:
         """See `Backend.call_workers`."""
-        payload = cloudpickle.dumps(fn)
         workers = range(self._plan.config.rollout.num_workers)
+        if not workers:  # the learners roll out by themselves
+            return [_raised(output) for output in self.command_learner("call_workers", fn)]
+        payload = cloudpickle.dumps(fn)
         calls = [self._coordinator.command_worker.remote(w, payload) for w in workers]
         return [_raised(self._wait(call)) for call in calls]
 

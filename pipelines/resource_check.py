@@ -59,7 +59,9 @@ def _check(
     if needs <= has + 1e-4:
         return []
     what = what or key.upper().replace("S", "s")
-    sums = [f"rollout.num_workers x resources.rollout_{key} = {workers} x {rollout_each:g}"]
+    sums = []
+    if workers or not learner_each:
+        sums = [f"rollout.num_workers x resources.rollout_{key} = {workers} x {rollout_each:g}"]
     if learners and learner_each:
         sums += [f"learner.num_workers x resources.learner_{key} = {learners} x {learner_each:g}"]
     problem = f"{' plus '.join(sums)} makes {needs:g} {what}, and there are {has:g}"
@@ -69,9 +71,9 @@ def _check(
 
 def _fix(key: str, each: float, *, workers: int, left: float) -> str:
     fewer = math.floor((left + 1e-4) / each) if each else 0
-    if fewer >= 1:
+    if 1 <= fewer < workers:
         return f"set rollout.num_workers={fewer}, or resources.rollout_{key} lower"
-    share = math.floor(100 * left / workers) / 100
+    share = math.floor(100 * left / workers) / 100 if workers else 0.0
     if each and share > 0:
         return f"set resources.rollout_{key}={share:g}"
     lower = f"resources.rollout_{key}=0 " if each else ""

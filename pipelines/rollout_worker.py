@@ -52,15 +52,21 @@ class RolloutWorker:
         spec: what to roll out.
         operators: fused behind the rollout, in order.
         rank: learner rank that consumes this worker's fragments.
+        name: of who rolls out; None is this Ray actor, whose restarts keep its place.
     """
 
     def __init__(
-        self, coordinator: Any, spec: RolloutSpec, operators: tuple[Operator, ...], rank: int
+        self,
+        coordinator: Any,
+        spec: RolloutSpec,
+        operators: tuple[Operator, ...],
+        rank: int,
+        name: str | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._operators = operators
-        context = ray.get_runtime_context()
-        seat = ray.get(coordinator.register.remote(context.get_actor_id(), rank))
+        name = ray.get_runtime_context().get_actor_id() if name is None else name
+        seat = ray.get(coordinator.register.remote(name, rank))
         self.worker_id: int = seat.worker_id
         self.incarnation: int = seat.incarnation
         self._report: dict[str, Any] | None = None
@@ -84,21 +90,23 @@ class RolloutWorker:
         if self._ended:
             time.sleep(0.1)  # the learner has heard; Ray Data goes on handing out tickets
             return self._end()
+        # A retried task keeps its id, by which the coordinator gives it its old fragment.
+        return self.make(ray.get_runtime_context().get_task_id())
+
+    def make(self, ticket: str) -> pa.Table:
+        """The fragment granted for a ticket; a row that says so when there will be no more."""
         with self._failures_told():
-            return self._next()
+            return self._next(ticket)
         return self._end()
 
     def _end(self) -> pa.Table:
         end, worker = pa.array([END], pa.int64()), pa.array([self.worker_id], pa.int32())
         return pa.table({c.FRAGMENT_ID: end, c.WORKER_ID: worker})
 
-    def _next(self) -> pa.Table:
-        # A retried task keeps its id, by which the coordinator gives it its old fragment.
-        task = ray.get_runtime_context().get_task_id()
+    def _next(self, ticket: str) -> pa.Table:
+        who = self.worker_id, self.incarnation
         while True:
-            claim = ray.get(
-                self._coordinator.claim.remote(self.worker_id, self.incarnation, task, self._report)
-            )
+            claim = ray.get(self._coordinator.claim.remote(*who, ticket, self._report))
             self._report = None
             if claim.weights is not None:
                 self.rollout.load(unpack(claim.weights), claim.version)

@@ -31,7 +31,8 @@ def start_coordinator(plan: Plan, *, name: str, start_version: int, incarnation:
     flow = FlowControl(
         fragments_per_version=plan.dataflow.fragments_per_version,
         max_policy_lag=plan.dataflow.max_policy_lag,
-        num_workers=config.rollout.num_workers,
+        num_workers=config.num_rollouts,
+        num_lanes=config.num_lanes,
         start_version=start_version,
         budget=start_version,
     )
@@ -101,9 +102,9 @@ def make_trainer(plan: Plan, coordinator: Any, task: TrainTask, *, name: str) ->
     tune_ray_data()
     config = plan.config
     ranks = config.learner.num_workers
+    streams = range(max(1, ranks)) if config.rollout.num_workers else ()
     datasets = {
-        f"rollouts_{rank}": rollout_dataset(plan, coordinator, rank=rank)
-        for rank in range(max(1, ranks))
+        f"rollouts_{rank}": rollout_dataset(plan, coordinator, rank=rank) for rank in streams
     }
     if ranks:
         lean_train()

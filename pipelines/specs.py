@@ -1,19 +1,46 @@
 """From a configuration and an environment's spaces to what acts and what rolls out."""
 
+import dataclasses
+from dataclasses import dataclass
+
 import gymnasium as gym
 
 from pipelines.config import AlgorithmConfig
 from rl_ops import columns as c
 from rl_ops.action_connectors import default_action_connectors
 from rl_ops.connectors import ObsConnectors, default_obs_connectors
-from rl_ops.distributions import Distribution, Gaussian, Joint, distribution_for
+from rl_ops.distributions import (
+    Categorical,
+    Distribution,
+    Gaussian,
+    Joint,
+    distribution_for,
+)
 from rl_ops.envs import EnvSpec, make_env
 from rl_ops.errors import SpecError
+from rl_ops.exploration import Act
 from rl_ops.guarded_env import GuardPolicy
-from rl_ops.model_spec import ModelSpec
+from rl_ops.model_spec import Head, ModelSpec, QSpec
 from rl_ops.policy import PolicySpec
-from rl_ops.rollout import Act, RolloutSpec
+from rl_ops.rollout import RolloutSpec
 from rl_ops.spaces import space_to_json
+
+
+@dataclass(frozen=True)
+class PolicyKind:
+    """What kind of network acts, and what its output means.
+
+    Attributes:
+        head: an actor with a critic, an actor alone, or Q values.
+        squash: Box actions by a tanh-squashed Gaussian; None asks connectors.squash_action.
+        deterministic: Box actions by the tanh of the output.
+        q: how a Q network ends; its number of actions is filled in from the environment.
+    """
+
+    head: Head = "actor_critic"
+    squash: bool | None = None
+    deterministic: bool = False
+    q: QSpec | None = None
 
 
 def env_spec(config: AlgorithmConfig) -> EnvSpec:
@@ -28,7 +55,7 @@ def env_spec(config: AlgorithmConfig) -> EnvSpec:
     )
 
 
-def policy_spec(config: AlgorithmConfig) -> PolicySpec:
+def policy_spec(config: AlgorithmConfig, kind: PolicyKind, act: Act) -> PolicySpec:
     """Connectors, model and distribution for the environment's spaces, which it makes to ask.
 
     Raises:
@@ -46,22 +73,34 @@ def policy_spec(config: AlgorithmConfig) -> PolicySpec:
     else:
         described = {"space": space_to_json(obs_space), "steps": connectors.obs}
         obs_connectors = ObsConnectors.from_json(described)
-    squash = connectors.squash_action
-    action_connectors = default_action_connectors(action_space, squash=squash)
-    distribution = distribution_for(action_connectors.input_space, squash=squash)
+    squash = connectors.squash_action if kind.squash is None else kind.squash
+    bounded = squash or kind.deterministic
+    action_connectors = default_action_connectors(action_space, squash=bounded)
+    try:
+        distribution = distribution_for(
+            action_connectors.input_space, squash=squash, deterministic=kind.deterministic
+        )
+        act.check(distribution)
+    except SpecError as error:
+        raise SpecError(f"{config.algo} on {config.env.id}: {error}") from error
     return PolicySpec(
         obs_space=obs_space,
         action_space=action_space,
         obs_connectors=obs_connectors,
         action_connectors=action_connectors,
-        model=model_spec(config, obs_connectors, distribution),
+        model=model_spec(config, obs_connectors, distribution, kind),
+        act=act,
         squash=squash,
+        deterministic=kind.deterministic,
         obs_clip=connectors.obs_clip,
     )
 
 
 def model_spec(
-    config: AlgorithmConfig, connectors: ObsConnectors, distribution: Distribution
+    config: AlgorithmConfig,
+    connectors: ObsConnectors,
+    distribution: Distribution,
+    kind_of_policy: PolicyKind,
 ) -> ModelSpec:
     """The network for what the connectors give and the distribution takes."""
     model, space = config.model, connectors.output_space
@@ -74,6 +113,10 @@ def model_spec(
     if kind == "cnn" and not is_image:
         raise SpecError(f"model.kind is cnn, but observations are {space}; expected [H, W, C]")
     bytes_image = is_image and space.dtype == "uint8"
+    q = kind_of_policy.q
+    if q is not None:
+        assert isinstance(distribution, Categorical)  # the act's check
+        q = dataclasses.replace(q, num_actions=distribution.num_actions)
     return ModelSpec(
         kind=kind,
         obs_shape=space.shape,
@@ -87,6 +130,8 @@ def model_spec(
         obs_scale=1 / 255 if bytes_image and not config.connectors.normalize_obs else 1.0,
         factory=model.factory,
         factory_kwargs=model.factory_kwargs,
+        head=kind_of_policy.head,
+        q=q,
     )
 
 
@@ -104,9 +149,7 @@ def free_params(distribution: Distribution) -> tuple[int, ...]:
     return tuple(found)
 
 
-def rollout_spec(
-    config: AlgorithmConfig, policy: PolicySpec, *, act: Act, run_id: str
-) -> RolloutSpec:
+def rollout_spec(config: AlgorithmConfig, policy: PolicySpec, *, run_id: str) -> RolloutSpec:
     """What a rollout worker runs."""
     rollout = config.rollout
     return RolloutSpec(
@@ -115,7 +158,6 @@ def rollout_spec(
         num_envs=rollout.num_envs,
         fragment_steps=rollout.fragment_steps,
         batch_mode=rollout.batch_mode,
-        act=act,
         keep=frozenset(config.trace.columns) & {c.OBS, c.FINAL_OBS}
         if config.trace.enabled
         else frozenset(),

@@ -206,7 +206,8 @@ def _place_of(episode: EpisodeRow, config: Mapping[str, Any]) -> _Place:
         wanted=Wanted(env=env - first, episode=int(found["n"]), length=episode.length),
         seed=int(config["seed"]),
         is_complete=rollout.get("batch_mode") == "complete_episodes",
-        num_workers=int(rollout["num_workers"]),
+        # 0 is one rollout in each learner process.
+        num_workers=int(rollout["num_workers"]) or max(1, int(config["learner"]["num_workers"])),
     )
 
 

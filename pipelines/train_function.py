@@ -17,7 +17,7 @@ from ray import cloudpickle
 
 from pipelines.coordinator import Command, GoAhead
 from pipelines.ray_session import tune_ray_data
-from pipelines.rollout_worker import pack, pack_error
+from pipelines.rollout_worker import RolloutWorker, pack, pack_error
 from pipelines.training import TrainTask, make_loop, pick_device
 from rl_ops.learner import World
 from rl_ops.policy import Weights
@@ -101,6 +101,24 @@ class FragmentStream:
             yield from self._execute()
 
 
+class OwnRollouts:
+    """A rank's fragments where it rolls out by itself, one at a time, between its updates."""
+
+    def __init__(self, task: TrainTask, coordinator: Any, rank: int) -> None:
+        plan = task.plan
+        name = f"learner/{rank}"
+        self.worker = RolloutWorker(
+            coordinator, plan.rollout, plan.dataflow.source.then, rank, name=name
+        )
+
+    def __iter__(self) -> Generator[pa.Table, None, None]:
+        try:
+            for ticket in itertools.count():
+                yield self.worker.make(f"{self.worker.worker_id}/{ticket}")
+        finally:
+            self.worker.rollout.close()
+
+
 def train_function(settings: dict[str, Any]) -> None:
     """Learn from this rank's stream until the coordinator says stop."""
     task: TrainTask = settings["task"]
@@ -108,9 +126,16 @@ def train_function(settings: dict[str, Any]) -> None:
     rank, size = context.get_world_rank(), context.get_world_size()
     tune_ray_data()
     coordinator = settings["coordinator"]
-    stream = FragmentStream(ray.train.get_dataset_shard(f"rollouts_{rank}"), coordinator, rank)
+    own = None
+    if task.plan.config.rollout.num_workers == 0:
+        stream: OwnRollouts | FragmentStream = (own := OwnRollouts(task, coordinator, rank))
+    else:
+        shard = ray.train.get_dataset_shard(f"rollouts_{rank}")
+        stream = FragmentStream(shard, coordinator, rank)
     grouped = task.plan.config.learner.num_workers > 0
     device = ray.train.torch.get_device() if grouped else pick_device(task.plan)
     world = World(rank=rank, size=size, device=device)
     with contextlib.closing(iter(stream)) as fragments:
-        make_loop(task, RayFlow(coordinator, world), world).run(fragments)
+        loop = make_loop(task, RayFlow(coordinator, world), world)
+        loop.worker = None if own is None else own.worker
+        loop.run(fragments)

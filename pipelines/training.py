@@ -6,23 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from pipelines import ALGORITHMS
+from pipelines.batch_reader import BatchReader
 from pipelines.checkpoint import Checkpoint, write_checkpoint
 from pipelines.config import AlgorithmConfig
 from pipelines.config_errors import ConfigError, Problem
 from pipelines.dataflow import Plan, make_plan
 from pipelines.errors import CheckpointError
 from pipelines.learn import EpisodeWindow, Flow, LearnLoop, Reached
+from pipelines.memory_state import Origins, load_memory, save_memory
 from pipelines.specs import policy_spec, rollout_spec
 from pipelines.tracing import Trace, make_sink
-from rl_ops import columns as c
-from rl_ops.batch import Batch, to_batch
 from rl_ops.learner import Learner, World
-from rl_ops.policy import PolicySpec
-from rl_ops.spaces import codec_for
 
 
 @dataclass(frozen=True)
@@ -46,16 +43,15 @@ class TrainTask:
     trace: Trace | None = None
 
 
-def plan_for(config: AlgorithmConfig, *, run_id: str, policy: PolicySpec | None = None) -> Plan:
+def plan_for(config: AlgorithmConfig, *, run_id: str) -> Plan:
     """Bind a configuration to its environment and check every column, starting nothing.
 
     Raises:
         UnknownEnvError, SpecError, ColumnError: what does not fit.
     """
     dataflow = importlib.import_module(ALGORITHMS[config.algo][0]).dataflow(config)
-    policy = policy_spec(config) if policy is None else policy
-    spec = rollout_spec(config, policy, act=dataflow.source.act, run_id=run_id)
-    return make_plan(config, dataflow, spec)
+    policy = policy_spec(config, dataflow.policy, dataflow.source.act)
+    return make_plan(config, dataflow, rollout_spec(config, policy, run_id=run_id))
 
 
 def pick_device(plan: Plan) -> torch.device:
@@ -87,18 +83,29 @@ def make_loop(task: TrainTask, flow: Flow, world: World) -> LearnLoop:
     loop = LearnLoop(
         learner=learner,
         flow=flow,
-        to_batch=BatchReader(plan, world.device),
+        to_batch=BatchReader.of_learner(plan, world.device),
         ids=FragmentIds(plan, rank=world.rank, ranks=world.size),
         reached=Reached(config.stop),
         window=EpisodeWindow(config.reporting.window_episodes),
         save=Saver(plan, task.trace),
         sink=make_sink(plan, task.trace, rank=world.rank),
+        origins=_origins(plan),
+        origin=(
+            None if task.trace is None else task.trace.storage.uri,
+            plan.rollout.run_id,
+            task.incarnation,
+        ),
         incarnation=task.incarnation,
         started_at=task.started_at,
     )
     if task.resume is not None:
-        restore(loop, Checkpoint(task.resume))
+        restore(loop, plan, Checkpoint(task.resume))
     return loop
+
+
+def _origins(plan: Plan) -> Origins | None:
+    replay = plan.dataflow.replay
+    return None if replay is None else Origins(replay.memory.capacity_rows)
 
 
 @dataclass(frozen=True)
@@ -112,29 +119,9 @@ class FragmentIds:
     def __call__(self, version: int) -> Sequence[int]:
         """Ascending ids."""
         per_version = self.plan.dataflow.fragments_per_version
-        workers = self.plan.config.rollout.num_workers
         first = version * per_version
-        ids = range(first, first + per_version)
-        return [k for k in ids if k % workers % self.ranks == self.rank]
-
-
-class BatchReader:
-    """Tables of a version → the tensors that the learner reads."""
-
-    def __init__(self, plan: Plan, device: torch.device) -> None:
-        reads = list(plan.dataflow.learner.reads)
-        if plan.config.connectors.normalize_reward:
-            reads.append(c.RUNNING_RETURN)
-        policy = plan.policy
-        self._obs_column = plan.rollout.obs_column
-        self._codecs: dict[str, Any] = dict.fromkeys(reads)
-        self._codecs[c.ACTION] = codec_for(policy.action_connectors.input_space)
-        self._codecs[self._obs_column] = codec_for(policy.obs_connectors.output_space)
-        self._device = device
-
-    def __call__(self, tables: Sequence[pa.Table]) -> Batch:
-        """The rows of all tables, in order; module observations under the name `obs`."""
-        return to_batch(tables, self._codecs, rename={self._obs_column: c.OBS}, device=self._device)
+        # Lanes are a multiple of ranks, and a worker's rank is that of its lane.
+        return [k for k in range(first, first + per_version) if k % self.ranks == self.rank]
 
 
 @dataclass(frozen=True)
@@ -150,6 +137,7 @@ class Saver:
         # Before the checkpoint, so that one that is there names versions that hold its rows.
         versions = loop.logged()
         generators = learner.world.gather_objects(learner.state()["generator"])
+        memory = save_memory(learner, loop.origins, self.plan, self.trace)
         if learner.world.rank:
             return folder
         weights = learner.weights()
@@ -173,16 +161,19 @@ class Saver:
                 "versions": versions,
                 "fragments": learner.version * self.plan.dataflow.fragments_per_version,
             }
+        tensors: dict[str, Any] = learner.modules.state()
+        if memory is not None:
+            tensors["memory"], state["memory"] = memory
         write_checkpoint(
             Path(folder),
-            tensors=learner.modules.state(),
+            tensors=tensors,
             state=state,
             config=self.plan.config.model_dump(mode="json"),
         )
         return folder
 
 
-def restore(loop: LearnLoop, checkpoint: Checkpoint) -> None:
+def restore(loop: LearnLoop, plan: Plan, checkpoint: Checkpoint) -> None:
     """Put a loop where the checkpoint's was.
 
     Raises:
@@ -202,3 +193,4 @@ def restore(loop: LearnLoop, checkpoint: Checkpoint) -> None:
         state = {**state, "generator": generators[learner.world.rank]}
     learner.load_state(state)
     loop.load_state(checkpoint.state["loop"])
+    load_memory(learner, loop.origins, plan, checkpoint)

@@ -43,6 +43,11 @@ class Batch:
                 f"the batch has no {name!r}; it has {sorted(self._columns)}"
             ) from None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the columns."""
+        return tuple(self._columns)
+
     def __contains__(self, name: str) -> bool:
         return name in self._columns
 

@@ -20,6 +20,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 from rl_ops.arrays import ArrayT, require_shape, split_columns
 from rl_ops.categorical import Categorical as Categorical
 from rl_ops.categorical import MultiCategorical as MultiCategorical
+from rl_ops.deterministic import Deterministic as Deterministic
 from rl_ops.errors import SpecError
 from rl_ops.gaussian import Gaussian as Gaussian
 from rl_ops.gaussian import SquashedGaussian as SquashedGaussian
@@ -140,17 +141,24 @@ class Joint:
         return dict(zip(self.parts, actions, strict=True))
 
 
-def distribution_for(space: Space[Any], *, squash: bool = False) -> Distribution:
+def distribution_for(
+    space: Space[Any], *, squash: bool = False, deterministic: bool = False
+) -> Distribution:
     """Choose the distribution of an action space.
 
     Args:
         space: Discrete, MultiDiscrete, MultiBinary, a Box of floats, or a Dict or Tuple of these.
             Choices count from 0 here; their `start` is a connector's business.
         squash: for Box, a SquashedGaussian in (-1, 1) instead of an unbounded Gaussian.
+        deterministic: for Box, one action in [-1, 1] and no distribution; no other space has one.
 
     Raises:
         SpecError: the space is none of these, is empty, or is squashed without finite bounds.
     """
+    if deterministic:
+        if not isinstance(space, Box) or space.dtype.kind != "f" or not prod(space.shape):
+            raise SpecError(f"a deterministic policy needs a Box of floats, got {brief(space)}")
+        return Deterministic(prod(space.shape), space.shape)
     match space:
         case Discrete():
             return Categorical(int(space.n))

@@ -32,11 +32,18 @@ class Inference(Protocol):
         """Obs [B, *shape] → distribution parameters [B, P] and value [B], None unless computed."""
 
     def value(self, obs: Array) -> Array:
-        """Obs [B, *shape] → value [B]."""
+        """Obs [B, *shape] → value [B]; only where the network has one."""
+
+    def draw_noise(self, rng: np.random.Generator | None) -> None:
+        """New noise for layers that have some; None for none."""
 
 
 def inference_for(spec: ModelSpec) -> Inference:
     """The cheapest implementation of `spec`: numpy for an MLP, torch for everything else."""
+    if spec.kind == "mlp" and spec.head == "q":
+        from rl_ops.q_inference import QInference  # which needs this module's activations
+
+        return QInference(spec)
     if spec.kind == "mlp":
         return MLPInference(spec)
     from rl_ops.torch_inference import TorchInference  # imports torch, which an MLP does without
@@ -53,13 +60,14 @@ def _silu(x: Array, out: Array) -> None:
     np.divide(x, 1 + np.exp(-np.maximum(x, -80)), out=out)
 
 
-_ACTIVATIONS: dict[str, Callable[..., object]] = {"tanh": np.tanh, "relu": _relu, "silu": _silu}
+ACTIVATIONS: dict[str, Callable[..., object]] = {"tanh": np.tanh, "relu": _relu, "silu": _silu}
 
 
 def mlp_names(spec: ModelSpec) -> list[str]:
     """The names of an MLP's parameters."""
     names = [f"{kind}_{i}" for i in range(len(spec.hidden)) for kind in ("weight", "bias")]
-    names += [f"{head}_head.{kind}" for head in ("actor", "critic") for kind in ("weight", "bias")]
+    heads = ("actor", "critic") if spec.has_value else ("actor",)
+    names += [f"{head}_head.{kind}" for head in heads for kind in ("weight", "bias")]
     return names + ["free_params"] * bool(spec.free_params)
 
 
@@ -81,8 +89,8 @@ class MLPInference:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.computes_value = spec.shared
-        self._activation = _ACTIVATIONS[spec.activation]
+        self.computes_value = spec.shared and spec.has_value
+        self._activation = ACTIVATIONS[spec.activation]
         self._towers: list[list[tuple[Array, Array]]] = []
         self._free = np.asarray(spec.free_params, dtype=np.intp)
         self._obs_size = prod(spec.obs_shape)
@@ -96,7 +104,8 @@ class MLPInference:
             for k in range(self.spec.num_towers)
         ]
         self._actor = weights["actor_head.weight"].T, weights["actor_head.bias"]
-        self._critic = weights["critic_head.weight"].T, weights["critic_head.bias"]
+        if self.spec.has_value:
+            self._critic = weights["critic_head.weight"].T, weights["critic_head.bias"]
         self._free_params = weights.get("free_params")
 
     def forward(self, obs: Array) -> tuple[Array, Array | None]:
@@ -114,6 +123,9 @@ class MLPInference:
     def value(self, obs: Array) -> Array:
         """See `Inference.value`."""
         return self._head_value(self._trunk(obs, self.spec.num_towers - 1))
+
+    def draw_noise(self, rng: np.random.Generator | None) -> None:
+        """See `Inference.draw_noise`; no layer has any."""
 
     def _head_value(self, hidden: Array) -> Array:
         weight, bias = self._critic

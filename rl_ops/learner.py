@@ -4,10 +4,11 @@ Legend: B rows, D features.
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +19,15 @@ from rl_ops.batch import Batch
 from rl_ops.moments import RunningMoments
 from rl_ops.optim import FlatOptimizer
 from rl_ops.policy import PolicySpec, Weights
+from rl_ops.schedules import Schedule, value_at
 
 C = TypeVar("C")
 T = TypeVar("T")
 Metrics = dict[str, float]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was NaN or Inf and the configuration says to stop."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,17 @@ def check_tensors(
         raise ValueError(f"{what} is of another architecture: " + "; ".join(problems))
 
 
+def load_arrays(module: nn.Module, arrays: Mapping[str, Any]) -> None:
+    """Replace a module's tensors by arrays of the same names.
+
+    Raises:
+        ValueError: names or shapes differ; the message lists them, and nothing was loaded.
+    """
+    tensors = {name: torch.from_numpy(np.array(x)) for name, x in arrays.items()}
+    check_tensors(module.state_dict(), tensors, what="a policy with these weights")
+    module.load_state_dict(tensors)
+
+
 class Loss(NamedTuple):
     """A loss by terms; what is minimised is their sum.
 
@@ -190,6 +207,9 @@ class Learner(ABC, Generic[C]):
         env_steps: rows consumed so far, over all ranks.
         grad_steps: optimiser steps so far.
         version: of the policy that `weights` gives; 0 before the first update.
+        memory: what it remembers of rows beside its modules, with `state`, `contents` and `load`,
+            so that checkpoints can keep it; None for nothing.
+        on_nonfinite: what a gradient that is NaN or Inf does: stop the run, or skip its step.
     """
 
     reads: ClassVar[tuple[str, ...]]
@@ -202,6 +222,8 @@ class Learner(ABC, Generic[C]):
         self.env_steps = 0
         self.grad_steps = 0
         self.version = 0
+        self.memory: Any = None
+        self.on_nonfinite: Literal["stop", "skip"] = "stop"
         self.generator = torch.Generator()
         self.modules = self.build()
         self.world.synchronize(self.modules)
@@ -209,10 +231,6 @@ class Learner(ABC, Generic[C]):
     @abstractmethod
     def build(self) -> Modules:
         """Make nets, optimisers and statistics; called once."""
-
-    @abstractmethod
-    def loss(self, batch: Batch) -> Loss:
-        """The loss of a minibatch."""
 
     @abstractmethod
     def update(self, batch: Batch) -> Metrics:
@@ -225,6 +243,35 @@ class Learner(ABC, Generic[C]):
     @abstractmethod
     def set_weights(self, weights: Weights) -> None:
         """Replace what `weights` gives; optimiser state and statistics stay."""
+
+    def at(self, schedule: Schedule) -> float:
+        """A schedule's value now."""
+        return value_at(schedule, self.env_steps)
+
+    def step(
+        self, optimizer: FlatOptimizer, loss: Loss, *, lr: float
+    ) -> Mapping[str, torch.Tensor | float]:
+        """One optimiser step; returns the loss's terms and the gradient norm.
+
+        Raises:
+            NonFiniteError: the gradient was not finite and `on_nonfinite` is "stop". The weights
+                are as they were before the step.
+        """
+        return self.checked(loss.terms, optimizer.step(loss.total, lr=lr))
+
+    def checked(
+        self, terms: Mapping[str, torch.Tensor], norm: float
+    ) -> Mapping[str, torch.Tensor | float]:
+        """Count a step by its gradient norm, or refuse it; returns what is noted of it."""
+        finite = math.isfinite(norm)
+        if not finite and self.on_nonfinite == "stop":
+            values = {name: float(term.detach()) for name, term in terms.items()}
+            raise NonFiniteError(
+                f"gradient norm {norm} at grad step {self.grad_steps}, loss terms {values}; "
+                "lower optim.lr, normalise observations, or set faults.on_nonfinite_loss to skip"
+            )
+        self.grad_steps += finite
+        return {**terms, "grad_norm": norm, "skipped": float(not finite)}
 
     def seed(self, seed: int) -> None:
         """Seed the learner's own randomness: shuffles."""

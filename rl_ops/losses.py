@@ -6,6 +6,7 @@ Nothing here is reduced: importance weights, masks and means are applied once, i
 Gradients flow into what is being trained alone; targets, advantages and old values are constants.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -74,6 +75,47 @@ class _ClippedSurrogate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (slope_B,) = ctx.saved_tensors
         return grad * slope_B, None, None, None
+
+
+def impact_surrogate(
+    logp: Tensor,
+    behaviour_logp: Tensor,
+    target_logp: Tensor,
+    advantage: Tensor,
+    *,
+    clip_eps: float,
+    ratio_clip: float,
+) -> Tensor:
+    """APPO's policy loss: PPO's, against a slow copy of the policy instead of the one that acted.
+
+        is_ratio = min(pi_behaviour / pi_target, ratio_clip)
+        r        = is_ratio * pi / pi_behaviour  =  pi / max(pi_target, pi_behaviour / ratio_clip)
+        loss     = -min(r * A, clip(r, 1 - clip_eps, 1 + clip_eps) * A)
+
+    Args:
+        logp: [B] log pi(a|x) under the policy being trained, in nats.
+        behaviour_logp: [B] of the policy that acted, a different version from worker to worker.
+        target_logp: [B] of the target net, the copy that all workers' rows are compared with.
+        advantage: [B], V-trace's of the target net where the paper is followed.
+        clip_eps: distance of r from 1 beyond which a row that improved gives no gradient.
+        ratio_clip: largest is_ratio, above 0.
+
+    Returns:
+        [B].
+
+    Raises:
+        ValueError: shapes disagree (the message names both arguments), or ratio_clip is not
+            positive.
+
+    Source: Luo et al. 2020, arXiv:1912.00167, section 3.1. Differs: negated, and computed in the
+    second form of r, which has no 0 * inf. RLlib's APPO has the first, with ratio_clip fixed at 2.
+    """
+    _require_same_shape(logp=logp, behaviour_logp=behaviour_logp)
+    _require_same_shape(logp=logp, target_logp=target_logp)
+    if ratio_clip <= 0:
+        raise ValueError(f"ratio_clip must be positive, got {ratio_clip}")
+    old_logp_B = torch.maximum(target_logp, behaviour_logp - math.log(ratio_clip))
+    return clipped_surrogate(logp, old_logp_B, advantage, clip_eps=clip_eps)
 
 
 def policy_gradient(logp: Tensor, advantage: Tensor) -> Tensor:

@@ -5,16 +5,44 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Activation = Literal["tanh", "relu", "silu"]
+Head = Literal["actor_critic", "actor", "q"]
+Atoms = Literal["none", "categorical", "quantile"]
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """How a Q network ends.
+
+    Attributes:
+        num_actions: A.
+        dueling: Q = V + A - mean A, each from hidden units of its own (Wang et al. 2016).
+        noisy: fully connected layers have noise on their weights, of learned size, instead of
+            exploration from outside (Fortunato et al. 2018).
+        atoms: "none" for a mean, "categorical" for probabilities of fixed values, "quantile" for
+            values of fixed probabilities.
+        num_atoms: N; 1 for a mean.
+        v_min, v_max: first and last of the fixed values, in units of the return.
+        sigma_init: initial size of the noise, times 1 / sqrt(inputs).
+    """
+
+    num_actions: int
+    dueling: bool = False
+    noisy: bool = False
+    atoms: Atoms = "none"
+    num_atoms: int = 1
+    v_min: float = -10.0
+    v_max: float = 10.0
+    sigma_init: float = 0.5
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """An actor-critic over one observation array.
+    """What acts, over one observation array: an actor-critic, an actor alone, or a Q network.
 
     Attributes:
         kind: "mlp" for vectors, "cnn" for images [H, W, C], "custom" for a factory of one's own.
         obs_shape: shape of one observation, after connectors.
-        param_size: P, the number of distribution parameters the actor emits.
+        param_size: P, the number of distribution parameters the actor emits; Q values are params.
         free_params: indexes of parameters that do not depend on the observation (log_std).
         hidden: widths of the fully connected layers.
         activation: between layers.
@@ -24,6 +52,8 @@ class ModelSpec:
         obs_scale: observations are multiplied by it first; 1/255 for uint8 images.
         factory: "module:function", called with the spec, for kind "custom".
         factory_kwargs: JSON-able keyword arguments for the factory.
+        head: what the network gives: params and a value, params alone, or Q values.
+        q: how a Q network ends; None for the others.
     """
 
     kind: Literal["mlp", "cnn", "custom"]
@@ -38,11 +68,18 @@ class ModelSpec:
     obs_scale: float = 1.0
     factory: str | None = None
     factory_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    head: Head = "actor_critic"
+    q: QSpec | None = None
 
     @property
     def num_towers(self) -> int:
-        """1 when actor and critic share their trunk, else 2."""
-        return 1 if self.shared else 2
+        """2 when actor and critic have a trunk each, else 1."""
+        return 2 if self.head == "actor_critic" and not self.shared else 1
+
+    @property
+    def has_value(self) -> bool:
+        """Whether the network says what an observation is worth."""
+        return self.head != "actor"
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON-able values."""
@@ -55,4 +92,6 @@ class ModelSpec:
         for name in ("obs_shape", "free_params", "hidden"):
             values[name] = tuple(values[name])
         values["conv"] = tuple(tuple(layer) for layer in values["conv"])
+        if values.get("q") is not None:
+            values["q"] = QSpec(**values["q"])
         return cls(**values)

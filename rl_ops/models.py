@@ -1,10 +1,10 @@
-"""Actor-critic networks in torch: every model maps obs [B, *shape] to (params [B, P], value [B]).
+"""Networks that act, in torch: each maps obs [B, *shape] to (params [B, P], value [B] or None).
 
 Legend: B rows, P distribution parameters, D features, K towers (actor, critic).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +22,10 @@ def build_model(spec: ModelSpec) -> nn.Module:
     Raises:
         ValueError: the factory of kind "custom" does not exist or does not give an `nn.Module`.
     """
+    if spec.head == "q" and spec.kind != "custom":
+        from rl_ops.q_models import QNetwork  # which needs this module's layers
+
+        return QNetwork(spec)
     if spec.kind == "mlp":
         return MLPActorCritic(spec)
     if spec.kind == "cnn":
@@ -64,14 +68,17 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _heads(spec: ModelSpec, width: int) -> tuple[nn.Linear, nn.Linear]:
-    actor, critic = nn.Linear(width, spec.param_size), nn.Linear(width, 1)
+def _head(width: int, size: int, gain: float) -> nn.Linear:
+    head = nn.Linear(width, size)
+    nn.init.orthogonal_(head.weight, gain)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def _heads(spec: ModelSpec, width: int) -> tuple[nn.Linear, nn.Linear | None]:
     # A near-uniform first policy explores; Andrychowicz et al. 2021, arXiv:2006.05990, 3.2.
-    nn.init.orthogonal_(actor.weight, 0.01)
-    nn.init.orthogonal_(critic.weight, 1.0)
-    nn.init.zeros_(actor.bias)
-    nn.init.zeros_(critic.bias)
-    return actor, critic
+    actor = _head(width, spec.param_size, 0.01)
+    return actor, _head(width, 1, 1.0) if spec.has_value else None
 
 
 class _FreeParams(nn.Module):
@@ -95,8 +102,8 @@ class _FreeParams(nn.Module):
 class MLPActorCritic(_FreeParams):
     """Actor and critic as one stack of matrices [K, D, H]: one batched product a layer for both.
 
-    With `shared`, K is 1 and both heads read the same trunk. Orthogonal initialisation with gain
-    sqrt(2), as in Andrychowicz et al. 2021.
+    With `shared`, K is 1 and both heads read the same trunk; an actor alone is one trunk and one
+    head. Orthogonal initialisation with gain sqrt(2), as in Andrychowicz et al. 2021.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -113,8 +120,8 @@ class MLPActorCritic(_FreeParams):
             width = size
         self.actor_head, self.critic_head = _heads(spec, width)
 
-    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Obs [B, *shape] → params [B, P], value [B]."""
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Obs [B, *shape] → params [B, P], value [B] unless the actor is alone."""
         x = obs.float().reshape(len(obs), self._obs_size)
         if self.spec.obs_scale != 1.0:
             x = x * self.spec.obs_scale
@@ -125,18 +132,16 @@ class MLPActorCritic(_FreeParams):
         # One unbind, whose gradient is one stack; two indexings would each fill a buffer of zeros.
         towers = x.unbind(0)
         params = self._with_free(self.actor_head(towers[0]))
-        return params, self.critic_head(towers[-1])[:, 0]
+        return params, None if self.critic_head is None else self.critic_head(towers[-1])[:, 0]
 
 
-class CNNActorCritic(_FreeParams):
-    """Convolutions over images [H, W, C], then fully connected layers; one trunk for both heads.
+class ConvEncoder(nn.ModuleList):
+    """Convolutions over images [H, W, C], flattened.
 
     The default layers are those of Mnih et al. 2015 (Nature DQN).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(spec)
-        self._activation = ACTIVATIONS[spec.activation]
         height, width, channels = spec.obs_shape
         layers = []
         for out, kernel, stride in spec.conv:
@@ -148,20 +153,43 @@ class CNNActorCritic(_FreeParams):
             layers.append(nn.Conv2d(channels, out, kernel, stride))
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
             channels = out
-        self.conv = nn.ModuleList(layers)
-        sizes = [channels * height * width, *spec.hidden]
+        super().__init__(layers)
+        self._scale = spec.obs_scale
+        self._activation = ACTIVATIONS[spec.activation]
+        self.size = channels * height * width
+        orthogonal(self)
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        """Obs [B, H, W, C] → features [B, size]."""
+        x = obs.float().permute(0, 3, 1, 2) * self._scale
+        for layer in self:
+            x = self._activation(layer(x))
+        return x.flatten(1)
+
+
+def orthogonal(layers: Iterable[Any]) -> None:
+    """Orthogonal weights with gain sqrt(2), and biases of 0."""
+    for layer in layers:
+        nn.init.orthogonal_(layer.weight, math.sqrt(2))
+        nn.init.zeros_(layer.bias)
+
+
+class CNNActorCritic(_FreeParams):
+    """Convolutions, then fully connected layers; one trunk for both heads."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec)
+        self._activation = ACTIVATIONS[spec.activation]
+        self.conv = ConvEncoder(spec)
+        sizes = [self.conv.size, *spec.hidden]
         self.linear = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        for layer in [*self.conv, *self.linear]:
-            nn.init.orthogonal_(layer.weight, math.sqrt(2))
-            nn.init.zeros_(layer.bias)
+        orthogonal(self.linear)
         self.actor_head, self.critic_head = _heads(spec, sizes[-1])
 
-    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Obs [B, H, W, C] → params [B, P], value [B]."""
-        x = obs.float().permute(0, 3, 1, 2) * self.spec.obs_scale
-        for layer in self.conv:
-            x = self._activation(layer(x))
-        x = x.flatten(1)
+    def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Obs [B, H, W, C] → params [B, P], value [B] unless the actor is alone."""
+        x = self.conv(obs)
         for layer in self.linear:
             x = self._activation(layer(x))
-        return self._with_free(self.actor_head(x)), self.critic_head(x)[:, 0]
+        params = self._with_free(self.actor_head(x))
+        return params, None if self.critic_head is None else self.critic_head(x)[:, 0]

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from rl_ops import columns as c
 from rl_ops.errors import ColumnError
-from rl_ops.returns import gae
+from rl_ops.returns import gae, n_step
 
 
 @runtime_checkable
@@ -122,3 +122,122 @@ class ClipReward:
         """See `Operator.__call__`."""
         clipped = np.clip(table.column(self.reward).to_numpy(), -self.limit, self.limit)
         return table.append_column(c.CLIPPED_REWARD, pa.array(clipped))
+
+
+@dataclass(frozen=True)
+class AddDiscount:
+    """The reward that the learner sees, and gamma * (1 - terminated).
+
+    For learners that make their own returns, because their policy has moved on since.
+
+    Args:
+        gamma: discount per step.
+        reward: which reward column to use.
+    """
+
+    gamma: float
+    reward: str = c.REWARD
+
+    adds: ClassVar[tuple[str, ...]] = (c.LEARNER_REWARD, c.DISCOUNT)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `Operator.reads`."""
+        return (self.reward, c.TERMINATED)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """See `Operator.__call__`."""
+        reward, terminated = (table.column(name).to_numpy() for name in self.reads)
+        discount = np.float32(self.gamma) * (1.0 - terminated.astype(np.float32))
+        table = table.append_column(c.LEARNER_REWARD, pa.array(reward.astype(np.float32)))
+        return table.append_column(c.DISCOUNT, pa.array(discount))
+
+
+@dataclass(frozen=True)
+class NStep:
+    """Sums of up to n rewards, and the observation and discount to bootstrap with after them.
+
+        return_n           = r_t + d_t r_t+1 + ... of m steps, m = n or fewer to the segment's end
+        bootstrap_obs      = the module observation m steps on: final_model_obs at a cut
+        bootstrap_discount = gamma^m, 0 where the episode terminated on the way
+
+    Windows end where the fragment does, so the last n - 1 rows of a fragment have shorter ones.
+
+    Args:
+        n: steps.
+        gamma: discount per step.
+        reward: which reward column to use.
+        obs: what the module is fed; a plan fills in the column that has it.
+
+    Source: Sutton & Barto 2018, eq. 7.1; Hessel et al. 2018, arXiv:1710.02298, section 3.
+    """
+
+    n: int
+    gamma: float
+    reward: str = c.REWARD
+    obs: str = c.MODEL_OBS
+
+    adds: ClassVar[tuple[str, ...]] = (c.RETURN_N, c.BOOTSTRAP_OBS, c.BOOTSTRAP_DISCOUNT)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `Operator.reads`."""
+        return (self.reward, c.TERMINATED, c.IS_LAST, self.obs, c.FINAL_MODEL_OBS)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """See `Operator.__call__`."""
+        reward, terminated, is_last = (table.column(name).to_numpy() for name in self.reads[:3])
+        result = n_step(
+            reward.astype(np.float32),
+            self.gamma * (1.0 - terminated.astype(np.float32)),
+            is_last,
+            n=self.n,
+        )
+        # Where the window's last row is no cut, the next observation is the next row's own.
+        end = result.bootstrap_index
+        index = np.where(is_last[end], end + table.num_rows, end + 1)
+        both = [*table.column(self.obs).chunks, *table.column(c.FINAL_MODEL_OBS).chunks]
+        bootstrap_obs = pa.concat_arrays(both).take(pa.array(index))
+        table = table.append_column(c.RETURN_N, pa.array(result.return_n))
+        table = table.append_column(c.BOOTSTRAP_OBS, bootstrap_obs)
+        return table.append_column(c.BOOTSTRAP_DISCOUNT, pa.array(result.bootstrap_discount))
+
+
+@dataclass(frozen=True)
+class AddTDPriority:
+    """|td_error| by the network that acted, with which rows enter a prioritised replay.
+
+        td = return_n + bootstrap_discount * max_a Q(bootstrap_obs, a) - Q(obs, action)
+
+    The worker computed these values to act, so the priorities cost it next to nothing, and the
+    learner no pass over rows that it has not drawn.
+
+    Args:
+        n: steps, as of the `NStep` before it.
+        gamma: discount per step.
+        reward: which reward column to use.
+
+    Source: Horgan et al. 2018, arXiv:1803.00933, algorithm 1.
+    """
+
+    n: int
+    gamma: float
+    reward: str = c.REWARD
+
+    adds: ClassVar[tuple[str, ...]] = (c.PRIORITY,)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """See `Operator.reads`."""
+        return (self.reward, c.TERMINATED, c.IS_LAST, c.VALUE, c.FINAL_VALUE, c.Q_VALUE)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """See `Operator.__call__`."""
+        reward, terminated, is_last, value, final_value, q_value = (
+            table.column(name).to_numpy() for name in self.reads
+        )
+        discount = self.gamma * (1.0 - terminated.astype(np.float32))
+        found = n_step(reward.astype(np.float32), discount, is_last, n=self.n)
+        bootstrap = next_values(value, final_value, is_last)[found.bootstrap_index]
+        td_error = found.return_n + found.bootstrap_discount * bootstrap - q_value
+        return table.append_column(c.PRIORITY, pa.array(np.abs(td_error).astype(np.float32)))

@@ -1,7 +1,7 @@
 """Optimisers over one flat buffer: a step is a handful of kernels for any number of layers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,30 @@ from torch.optim.sgd import sgd
 from rl_ops.optim_spec import OptimSpec
 
 _ALIGNMENT = 16  # floats: every parameter starts on its own cache line, which BLAS likes
+
+
+def flatten_parameters(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
+    """Move parameters into one contiguous buffer, of which they become views.
+
+    Parameters of the same shapes in the same order give buffers of the same layout, so that a
+    copy of a network follows it by one operation on the two.
+    """
+    spans = list(_spans(parameters))
+    first, size = parameters[0], -(-spans[-1][1].stop // _ALIGNMENT) * _ALIGNMENT
+    flat = torch.zeros(size, dtype=first.dtype, device=first.device)
+    for parameter, span in spans:
+        view = flat[span].view(parameter.shape)
+        view.copy_(parameter.detach())
+        parameter.data = view
+    return flat
+
+
+def _spans(parameters: Sequence[nn.Parameter]) -> Iterator[tuple[nn.Parameter, slice]]:
+    """Where each parameter lies in a flat buffer."""
+    offset = 0
+    for parameter in parameters:
+        yield parameter, slice(offset, offset + parameter.numel())
+        offset += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
 
 
 class FlatOptimizer:
@@ -45,23 +69,12 @@ class FlatOptimizer:
         parameters = list(dict.fromkeys(trainable))  # modules may share some
         if not parameters:
             raise ValueError("FlatOptimizer: the modules have no trainable parameters")
-        self._flatten(parameters)
+        self.flat = flatten_parameters(parameters)
+        self.grad = torch.zeros_like(self.flat)
+        for parameter, span in _spans(parameters):
+            parameter.grad = self.grad[span].view(parameter.shape)
         self._slots = [torch.zeros_like(self.flat) for _ in range(self._num_slots())]
         self._step = torch.zeros((), dtype=torch.float32, device=self.flat.device)
-
-    def _flatten(self, parameters: list[nn.Parameter]) -> None:
-        first = parameters[0]
-        strides = [-(-p.numel() // _ALIGNMENT) * _ALIGNMENT for p in parameters]
-        self.flat = torch.zeros(sum(strides), dtype=first.dtype, device=first.device)
-        self.grad = torch.zeros_like(self.flat)
-        offset = 0
-        for parameter, stride in zip(parameters, strides, strict=True):
-            span = slice(offset, offset + parameter.numel())
-            view = self.flat[span].view(parameter.shape)
-            view.copy_(parameter.detach())
-            parameter.data = view
-            parameter.grad = self.grad[span].view(parameter.shape)
-            offset += stride
 
     def _num_slots(self) -> int:
         return {"adam": 2, "adamw": 2, "rmsprop": 2, "sgd": 1}[self.spec.kind]

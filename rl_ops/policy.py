@@ -15,8 +15,9 @@ from rl_ops.action_connectors import ActionConnectors
 from rl_ops.connectors import ObsConnectors
 from rl_ops.distributions import Distribution, distribution_for
 from rl_ops.errors import SpecError
+from rl_ops.exploration import Act, Moment, Sample, act_from_json, act_to_json
 from rl_ops.inference import inference_for
-from rl_ops.model_spec import ModelSpec
+from rl_ops.model_spec import ModelSpec, QSpec
 from rl_ops.moments import normalize
 from rl_ops.spaces import space_from_json, space_to_json
 from rl_ops.tree import brief, tree_leaves, tree_map, tree_map_spaces, zip_spaces
@@ -31,12 +32,14 @@ class Weights(NamedTuple):
         module: parameter name → array, as in the torch module's state dict.
         obs_mean, obs_std: of module observations, or None when they are not normalised.
         reward_std: of running returns, or None when rewards are not normalised.
+        env_steps: that the learner had consumed: where exploration is on its schedule.
     """
 
     module: Mapping[str, Array]
     obs_mean: Array | None = None
     obs_std: Array | None = None
     reward_std: float | None = None
+    env_steps: int = 0
 
     @property
     def num_bytes(self) -> int:
@@ -53,7 +56,9 @@ class PolicySpec:
         obs_connectors: env observation → module observation.
         action_connectors: sampled action → what the environment receives.
         model: the network, fed `obs_connectors.output_space`.
+        act: how it explores: in rollouts, and wherever `explore` is asked for.
         squash: Box actions come from a tanh-squashed Gaussian.
+        deterministic: Box actions are the tanh of what the network gives.
         obs_clip: normalised observations are limited to [-obs_clip, obs_clip].
     """
 
@@ -62,13 +67,19 @@ class PolicySpec:
     obs_connectors: ObsConnectors
     action_connectors: ActionConnectors
     model: ModelSpec
+    act: Act = field(default_factory=Sample)
     squash: bool = False
+    deterministic: bool = False
     obs_clip: float = 10.0
 
     @property
     def distribution(self) -> Distribution:
         """The family of distributions over what the action connectors take."""
-        return distribution_for(self.action_connectors.input_space, squash=self.squash)
+        return distribution_for(
+            self.action_connectors.input_space,
+            squash=self.squash,
+            deterministic=self.deterministic,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON-able values, without pickle."""
@@ -78,7 +89,9 @@ class PolicySpec:
             "obs_connectors": self.obs_connectors.to_json(),
             "action_connectors": self.action_connectors.to_json(),
             "model": self.model.to_json(),
+            "act": act_to_json(self.act),
             "squash": self.squash,
+            "deterministic": self.deterministic,
             "obs_clip": self.obs_clip,
         }
 
@@ -91,7 +104,10 @@ class PolicySpec:
             obs_connectors=ObsConnectors.from_json(spec["obs_connectors"]),
             action_connectors=ActionConnectors.from_json(spec["action_connectors"]),
             model=ModelSpec.from_json(spec["model"]),
+            # Checkpoints of 0.1 knew no act but sampling, and no policy but actor-critics.
+            act=act_from_json(spec["act"]) if "act" in spec else Sample(),
             squash=spec["squash"],
+            deterministic=spec.get("deterministic", False),
             obs_clip=spec["obs_clip"],
         )
 
@@ -103,11 +119,13 @@ class PolicyState:
     Attributes:
         connectors: the connectors' state.
         rng: of its own noise.
+        carry: of the act that explores.
         is_new: nothing was acted on yet, so the next observations are their episodes' first.
     """
 
     connectors: Any
     rng: np.random.Generator = field(repr=False)
+    carry: Any = None
     is_new: bool = True
 
 
@@ -122,6 +140,7 @@ class Policy:
     def __init__(self, spec: PolicySpec, weights: Weights | None = None) -> None:
         self.spec = spec
         self.distribution = spec.distribution
+        spec.act.check(self.distribution)
         self.inference = inference_for(spec.model)
         self._weights: Weights | None = None
         if weights is not None:
@@ -150,24 +169,85 @@ class Policy:
         clip = self.spec.obs_clip
         return normalize(module_obs, mean=weights.obs_mean, std=weights.obs_std, clip=clip)
 
-    def forward(self, module_obs: Any) -> tuple[Array, Array]:
-        """Module observations [B, ...] → distribution parameters [B, P], value [B]."""
+    def forward(self, module_obs: Any) -> tuple[Array, Array | None]:
+        """Module observations [B, ...] → params [B, P], value [B] where there is one."""
         fed = self.module_input(module_obs)
         params, value = self.inference.forward(fed)
-        return params, self.inference.value(fed) if value is None else value
+        if value is None and self.spec.model.has_value:
+            value = self.inference.value(fed)
+        return params, value
 
     def dist(self, obs: Any) -> tuple[Distribution, Array]:
         """Environment observations [B, ...] → the distribution family and its parameters [B, P]."""
         return self.distribution, self.forward(self._connect(obs))[0]
 
     def value(self, obs: Any) -> Array:
-        """Environment observations [B, ...] → V(obs) [B]."""
-        return self.forward(self._connect(obs))[1]
+        """Environment observations [B, ...] → V(obs) [B]; of Q values the largest.
+
+        Raises:
+            ValueError: the policy is an actor alone, which knows no values.
+        """
+        value = self.forward(self._connect(obs))[1]
+        if value is None:
+            raise ValueError("this policy is an actor alone: it knows no values")
+        return value
 
     def logp(self, obs: Any, action: Any) -> Array:
-        """Log-probability [B] of module actions (before action connectors), in nats."""
-        logp: Array = self.distribution.logp(self.dist(obs)[1], action)
-        return logp
+        """Log-probability [B] with which exploring gives module actions, in nats.
+
+        Raises:
+            ValueError: the policy explores by what has no density.
+        """
+        params, act = self.dist(obs)[1], self.spec.act
+        if not act.has_logp:
+            raise ValueError(f"{act} has no density, so its actions have no logp")
+        return act.logp(self.distribution, params, action, self.levels(len(params)))
+
+    def levels(self, rows: int) -> dict[str, Array]:
+        """How much environments 0 to `rows` - 1 explore with these weights."""
+        return self.spec.act.levels(self.get_weights().env_steps, np.arange(rows))
+
+    def q_values(self, obs: Any) -> Array:
+        """Environment observations [B, ...] → Q of every action [B, A].
+
+        Raises:
+            ValueError: the policy has no Q network; so for the next three.
+        """
+        self._require_q()
+        return self.forward(self._connect(obs))[0]
+
+    def q_distribution(self, obs: Any) -> tuple[Array, Array]:
+        """Environment observations [B, ...] → values and their probabilities, [B, A, N] each.
+
+        A network of means gives one value of probability 1.
+        """
+        q = self._require_q()
+        outputs = self.inference.outputs(self.module_input(self._connect(obs)))  # type: ignore[attr-defined]
+        if q.atoms != "categorical":
+            return outputs, np.full_like(outputs, 1 / q.num_atoms)
+        p = np.exp(outputs - outputs.max(2, keepdims=True))
+        support = np.linspace(q.v_min, q.v_max, q.num_atoms, dtype=np.float32)
+        return np.broadcast_to(support, p.shape).copy(), p / p.sum(2, keepdims=True)
+
+    def state_value(self, obs: Any) -> Array:
+        """Environment observations [B, ...] → V [B]: a dueling network's, else the largest Q."""
+        return self._streams(obs)[0]
+
+    def advantage(self, obs: Any) -> Array:
+        """Environment observations [B, ...] → Q - V [B, A], with V of `state_value`."""
+        return self._streams(obs)[1]
+
+    def _streams(self, obs: Any) -> tuple[Array, Array]:
+        self._require_q()
+        fed = self.module_input(self._connect(obs))
+        streams: tuple[Array, Array] = self.inference.streams(fed)  # type: ignore[attr-defined]
+        return streams
+
+    def _require_q(self) -> QSpec:
+        q = self.spec.model.q
+        if q is None:
+            raise ValueError("this policy has no Q network; the DQN family has")
+        return q
 
     def summary(self) -> str:
         """A few lines: spaces, connectors, layers, number of parameters."""
@@ -185,7 +265,8 @@ class Policy:
     def start(self, num_envs: int, *, seed: int | None = None) -> PolicyState:
         """The state before the first step of `num_envs` environments."""
         connectors = self.spec.obs_connectors.start(num_envs)
-        return PolicyState(connectors, np.random.default_rng(seed))
+        carry = self.spec.act.start(self.distribution, num_envs)
+        return PolicyState(connectors, np.random.default_rng(seed), carry)
 
     def act(
         self, obs: Any, state: PolicyState | None = None, *, explore: bool = False
@@ -196,11 +277,11 @@ class Policy:
             obs: of `obs_space`, or the same with a leading batch dimension.
             state: what the previous call returned; None at an episode's start, or what
                 `start` gives, whose seed makes exploring repeatable.
-            explore: sample, instead of taking the distribution's mode.
+            explore: act as rollouts do at these weights, instead of taking the mode.
 
         Returns:
-            The action for the environment, the next state, and extras: `logp`, `value`, and
-            `action` as the distribution gave it, before action connectors.
+            The action for the environment, the next state, and extras: `action` as the policy
+            gave it, before action connectors, and, where they are known, `logp` and `value`.
 
         Raises:
             SpecError: the observation fits neither the space nor a batch of it.
@@ -211,20 +292,34 @@ class Policy:
         state = self.start(rows) if state is None else state
         is_first, state.is_new = np.full(rows, state.is_new), False
         module_obs = self.spec.obs_connectors.step(batch, is_first, state.connectors)
+        self.draw_noise(state.rng if explore else None)
         params, value = self.forward(module_obs)
-        if explore:
-            action = self.distribution.sample(params, self.distribution.noise(state.rng, rows))
-        else:
-            action = self.distribution.mode(params)
-        extras = {
-            "logp": self.distribution.logp(params, action),
-            "value": value,
-            "action": action,
-        }
+        action = self.choose(params, state, is_first if explore else None)
+        extras = {"action": action}
+        if self.spec.act.has_logp:
+            levels = self.levels(rows)
+            extras["logp"] = self.spec.act.logp(self.distribution, params, action, levels)
+        if value is not None:
+            extras["value"] = value
         env_action = self.spec.action_connectors(action)
         if single:
             return _first(env_action), state, {k: _first(v) for k, v in extras.items()}
         return env_action, state, extras
+
+    def choose(self, params: Array, state: PolicyState, is_first: Array | None) -> Any:
+        """Actions for params [B, P]: the act's where `is_first` [B] is given, else the mode."""
+        if is_first is None:
+            return self.distribution.mode(params)
+        act, rows = self.spec.act, len(params)
+        noise = act.noise(self.distribution, state.rng, rows)
+        now = Moment(noise, self.levels(rows), is_first, state.carry)
+        return act.choose(self.distribution, params, now)
+
+    def draw_noise(self, rng: np.random.Generator | None) -> None:
+        """New noise for a noisy network, and none where `rng` is None."""
+        q = self.spec.model.q
+        if q is not None and q.noisy:
+            self.inference.draw_noise(rng)
 
     def _connect(self, obs: Any) -> Any:
         rows = _num_rows(obs)

@@ -46,7 +46,7 @@ class Pullback:
         self._size = getattr(distribution, "size", 0)
         layers = range(len(model.spec.hidden))
         names = [f"{kind}_{i}" for i in layers for kind in ("weight", "bias")]
-        heads = [model.actor_head, model.critic_head]
+        heads = [head for head in (model.actor_head, model.critic_head) if head is not None]
         parameters = [getattr(model, name) for name in names]
         parameters += [p for head in heads for p in (head.weight, head.bias)]
         # Views: the optimiser steps the same memory in place.
@@ -120,7 +120,8 @@ def covers(model: nn.Module, distribution: Distribution) -> bool:
         return False
     first = next(model.parameters())
     trained = all(p.requires_grad for p in model.parameters())
-    plain = model.spec.activation == "tanh" and bool(model.spec.hidden)
+    spec = model.spec
+    plain = spec.activation == "tanh" and bool(spec.hidden) and spec.has_value
     return plain and trained and first.device.type == "cpu" and first.dtype == torch.float32
 
 

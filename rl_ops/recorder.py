@@ -42,6 +42,7 @@ class Recorder:
         self.num_envs, self.steps = n, t
         self.keep_raw = c.OBS in spec.keep and spec.obs_column != c.OBS
         self.keep_final = c.FINAL_OBS in spec.keep
+        self.keep_model_final = c.FINAL_MODEL_OBS in spec.keep
         self.obs = rollout.model_codec.empty(n * t)
         self.raw = rollout.obs_codec.empty(n * t) if self.keep_raw else None
         self.action = rollout.action_codec.empty(n * t)
@@ -146,15 +147,29 @@ class Recorder:
             columns[c.OBS] = self.raw
         flat = {name: tree_map(self._rows, tree) for name, tree in columns.items()}
         self._check(flat)
-        flat[c.FINAL_VALUE] = self._rows(self._values())
-        flat[c.VALUE] = self._rows(self.value.reshape(-1))
-        params = self._rows(self.params.reshape(-1, self.params.shape[-1]))
-        flat[c.LOGP] = rollout.policy.distribution.logp(params, flat[c.ACTION])
+        if spec.policy.model.has_value:
+            flat[c.FINAL_VALUE] = self._rows(self._values())
+            flat[c.VALUE] = self._rows(self.value.reshape(-1))
+        flat |= self._chosen(flat[c.ACTION])
         if spec.normalize_reward:
             scale = rollout.policy.get_weights().reward_std or 1.0
             flat[c.SCALED_REWARD] = np.clip(flat[c.REWARD] / scale, -REWARD_CLIP, REWARD_CLIP)
         arrays = self._encode(flat) | self._episode_columns(flat) | self._constants(fragment_id)
         return pa.table({name: arrays[name] for name in spec.adds})
+
+    def _chosen(self, action: Any) -> dict[str, Any]:
+        """What is known of how the rows' actions were chosen."""
+        rollout, act = self.rollout, self.rollout.spec.policy.act
+        params = self._rows(self.params.reshape(-1, self.params.shape[-1]))
+        columns: dict[str, Any] = {
+            name: self._rows(np.repeat(level, self.steps)) for name, level in rollout.levels.items()
+        }
+        if act.has_logp:
+            logp = act.logp(rollout.policy.distribution, params, action, columns)
+            columns[c.LOGP] = logp
+        if c.Q_VALUE in rollout.spec.keep:
+            columns[c.Q_VALUE] = np.take_along_axis(params, action[:, None], 1)[:, 0]
+        return columns
 
     def _rows(self, buffer: Array) -> Array:
         """[N * T, ...] → [rows, ...] of transitions; the buffer itself where all steps are."""
@@ -207,7 +222,21 @@ class Recorder:
         }
         if self.keep_final:
             arrays[c.FINAL_OBS] = self._final_obs_column()
+        if self.keep_model_final:
+            arrays[c.FINAL_MODEL_OBS] = self._final_model_obs_column()
         return arrays
+
+    def _final_model_obs_column(self) -> pa.Array:
+        codec, terminated = self.rollout.model_codec, self.terminated.reshape(-1)
+        buffers = codec.empty(self.num_envs * self.steps)
+        if self._final_rows:
+            rows = np.concatenate(self._final_rows)
+            # Nobody bootstraps from what lies behind a termination.
+            open_ends = ~terminated[rows]
+            found = tree_map(lambda x: x[open_ends], tree_concat(self._final_obs))
+            rows = rows[open_ends]
+            tree_map(lambda b, x: b.__setitem__(rows, x), buffers, found)
+        return codec.encode(tree_map(self._rows, buffers))
 
     def _final_obs_column(self) -> pa.Array:
         buffers = self.rollout.obs_codec.empty(self.num_envs * self.steps)

@@ -4,7 +4,7 @@ Legend: N sub-environments, T steps of a fragment.
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from rl_ops import columns as c
 from rl_ops.complete_episodes import EpisodeSlots
 from rl_ops.envs import EnvSpec, EnvStep, VectorSlots, env_seeds, seed_words
 from rl_ops.errors import SpecError
+from rl_ops.exploration import Moment
 from rl_ops.policy import Policy, PolicySpec, Weights
 from rl_ops.recorder import Recorder
 from rl_ops.spaces import codec_for
@@ -23,21 +24,6 @@ from rl_ops.tree import tree_take
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Act by sampling the policy's distribution."""
-
-    kind: Literal["sample"] = "sample"
-
-
-@dataclass(frozen=True)
-class Greedy:
-    """Act by the mode of the policy's distribution."""
-
-    kind: Literal["greedy"] = "greedy"
-
-
-Act = Sample | Greedy
 BatchMode = Literal["truncate", "complete_episodes"]
 
 _PART_STEPS = 256
@@ -56,9 +42,8 @@ class RolloutSpec:
         batch_mode: "truncate" ends a fragment after T steps, and episodes go on in the next;
             "complete_episodes" makes fragments of whole episodes, T rows or more of each
             sub-environment.
-        act: how actions are chosen.
         keep: columns to emit that are optional: obs (always there when connectors change
-            nothing) and final_obs.
+            nothing), final_obs, final_model_obs, q_value.
         gamma: discount of running returns, whose spread normalises rewards.
         normalize_reward: add scaled_reward = reward / std of running returns.
         run_id: prefix of episode ids.
@@ -70,7 +55,6 @@ class RolloutSpec:
     num_envs: int
     fragment_steps: int
     batch_mode: BatchMode = "truncate"
-    act: Act = field(default_factory=Sample)
     keep: frozenset[str] = frozenset()
     gamma: float = 0.99
     normalize_reward: bool = False
@@ -86,12 +70,15 @@ class RolloutSpec:
     def adds(self) -> tuple[str, ...]:
         """The columns of an emitted table, in order."""
         columns = [self.obs_column, c.ACTION, c.REWARD, c.TERMINATED, c.TRUNCATED, c.IS_LAST]
-        columns += [c.ABORTED, c.LOGP, c.VALUE, c.FINAL_VALUE, c.EPISODE_ID, c.T, c.ENV_ID]
+        columns += [c.ABORTED, *[c.LOGP] * self.policy.act.has_logp]
+        columns += [c.VALUE, c.FINAL_VALUE] * self.policy.model.has_value
+        columns += [*self.policy.act.columns, c.EPISODE_ID, c.T, c.ENV_ID]
         columns += [c.EPISODE_RETURN, c.EPISODE_LENGTH]
         columns += [c.FRAGMENT_ID, c.POLICY_VERSION, c.WORKER_ID, c.SAMPLED_AT]
         if self.normalize_reward:
             columns += [c.SCALED_REWARD, c.RUNNING_RETURN]
-        columns += [name for name in (c.OBS, c.FINAL_OBS) if name in self.keep]
+        optional = (c.OBS, c.FINAL_OBS, c.FINAL_MODEL_OBS, c.Q_VALUE)
+        columns += [name for name in optional if name in self.keep]
         return tuple(dict.fromkeys(columns))
 
 
@@ -155,6 +142,7 @@ class Rollout:
         self._obs = self.slots.reset(env_seeds(words))
         self.obs_codec.check(self._obs, where=f"{self.spec.env.id}.reset: obs")
         self._connectors = self.spec.policy.obs_connectors.start(n)
+        self._carry = self.spec.policy.act.start(self.policy.distribution, n)
         self._is_first = np.ones(n, dtype=bool)
         self.t = np.zeros(n, dtype=np.int32)
         self.returns = np.zeros(n)
@@ -173,6 +161,7 @@ class Rollout:
     def load(self, weights: Weights, version: int) -> None:
         """Act with `weights`, policy version `version`, from the next fragment on."""
         self.policy.set_weights(weights)
+        self.levels = self.spec.policy.act.levels(weights.env_steps, self.env_ids)
         self.version = version
 
     def fragment(self, fragment_id: int) -> pa.Table:
@@ -187,6 +176,7 @@ class Rollout:
         """
         self.policy.get_weights()  # raises while there are none
         start = time.perf_counter()
+        self.policy.draw_noise(self._rngs[0])
         record = self._record if self.spec.batch_mode == "truncate" else self._record_episodes
         table = record(fragment_id)
         while table.num_rows == 0:  # resets alone; without a row there is no fragment_id either
@@ -227,16 +217,15 @@ class Rollout:
 
     def _noise(self, steps: int) -> Array:
         """[steps, N, ...] of the sub-environments' own generators."""
-        draw = self.policy.distribution.noise
-        return np.stack([draw(rng, steps) for rng in self._rngs], axis=1)
+        draw, distribution = self.spec.policy.act.noise, self.policy.distribution
+        return np.stack([draw(distribution, rng, steps) for rng in self._rngs], axis=1)
 
     def _step(self, recorder: Recorder, i: int, noise: Array) -> None:
         policy, spec = self.policy, self.spec.policy
         module_obs = spec.obs_connectors.step(self._obs, self._is_first, self._connectors)
         params, value = policy.inference.forward(policy.module_input(module_obs))
-        greedy = isinstance(self.spec.act, Greedy)
-        distribution = policy.distribution
-        action = distribution.mode(params) if greedy else distribution.sample(params, noise)
+        now = Moment(noise, self.levels, self._is_first, self._carry)
+        action = spec.act.choose(policy.distribution, params, now)
         recorder.act(i, self._obs, module_obs, action, params)
         if value is not None:
             recorder.value[:, i] = value

@@ -23,7 +23,8 @@ RL_OPS_NEEDS = {"numpy", "pyarrow", "gymnasium", "torch"}
 WITHOUT_TORCH = {
     *("action_connectors", "arrays", "categorical", "codec", "columns", "complete_episodes"),
     "connectors",
-    *("distributions", "env_step", "envs", "errors", "gaussian", "guarded_env"),
+    *("deterministic", "distributions", "env_step", "envs", "errors", "exploration", "gaussian"),
+    "guarded_env",
     *(
         "image_connectors",
         "inference",
@@ -32,6 +33,7 @@ WITHOUT_TORCH = {
         "obs_check",
         "object_path",
         "operators",
+        "q_inference",
     ),
     *("optim_spec", "policy", "recorder", "returns", "rollout", "schedules", "spaces", "tree"),
 }
@@ -75,6 +77,10 @@ COLUMN_WORDS = {
     "rl_ops/rollout.py": {"action"},
     # Gymnasium's key in infos
     "rl_ops/envs.py": {"final_obs"},
+    # names of a Q network's streams
+    "rl_ops/q_inference.py": {"value", "advantage"},
+    # words of error messages
+    "rl_ops/deterministic.py": {"logp"},
     # keys of `extras` that Policy.act returns
     "rl_ops/policy.py": {"logp", "value", "action"},
     # the batch's own name of whichever column feeds the module
@@ -87,7 +93,7 @@ COLUMN_WORDS = {
 RESULT_KEYS = {"run_id", "policy_version"}
 """Keys of results and checkpoints in pipelines, which are called as the columns are."""
 
-SKELETONS = {"Learner", "AlgorithmConfig"}
+SKELETONS = {"Learner", "AlgorithmConfig", "OnPolicyConfig", "OffPolicyConfig", "Act"}
 """Abstract or pydantic bases that do not count as a level: each algorithm fills them in."""
 
 

@@ -15,6 +15,7 @@ import torch
 from pipelines import ALGORITHMS, Pipeline, config_class, load_policy
 from pipelines.backend import LocalFlow
 from pipelines.checkpoint import Checkpoint
+from pipelines.config import OffPolicyConfig
 from pipelines.coordinator import Command
 from pipelines.dataflow import Rollouts, make_plan
 from pipelines.errors import CheckpointError
@@ -26,14 +27,52 @@ from rl_ops.policy import Policy
 from rl_ops.rollout import Rollout
 from tests.learning_envs import STEPS
 
-ENVS = ("CartPole-v1", "Pendulum-v1")
+DISCRETE, CONTINUOUS = "CartPole-v1", "Pendulum-v1"
+ACTS_IN = dict.fromkeys(ALGORITHMS, (DISCRETE, CONTINUOUS)) | {
+    "apex": (DISCRETE,),
+    "dqn": (DISCRETE,),
+    "td3": (CONTINUOUS,),
+    "tqc": (CONTINUOUS,),
+}
+"""Environments of the kinds that each algorithm acts in."""
 
+SOON = {
+    "learning_starts_rows": 0,
+    "minibatch_rows": 32,
+    "updates_per_row": 0.1,
+    "replay": {"capacity_rows": 500},
+}
+"""Settings with which algorithms that replay rows begin to learn at once."""
+REPLAYS = {a for a in ALGORITHMS if issubclass(config_class(a), OffPolicyConfig)}
+
+_SMALL_NET = {"hidden": (32, 32), "activation": "relu"}
+_TD_LEARNS = {
+    "rollout": {"num_envs": 8, "fragment_steps": 8},
+    "model": _SMALL_NET,
+    "optim": {"lr": 3e-3},
+    "learning_starts_rows": 256,
+    "minibatch_rows": 64,
+    "updates_per_row": 0.5,
+}
+_TRACE_LEARNS = {"rollout": {"num_envs": 16, "fragment_steps": 16, "max_policy_lag": 0}}
 LEARNS = {
     "a2c": {
         "rollout": {"num_envs": 16, "fragment_steps": 8},
         "optim": {"lr": 7e-3},
         "stop": {"training_iteration": 150},
     },
+    "apex": _TD_LEARNS | {"n_step": 1, "stop": {"training_iteration": 30}},
+    "appo": _TRACE_LEARNS | {"optim": {"lr": 5e-3}, "stop": {"training_iteration": 120}},
+    "ddppo": {
+        "rollout": {"num_envs": 16, "fragment_steps": 32},
+        "learner": {"num_workers": 0},
+        "optim": {"lr": 3e-3},
+        "num_epochs": 4,
+        "minibatch_rows": 128,
+        "stop": {"training_iteration": 30},
+    },
+    "dqn": _TD_LEARNS | {"epsilon": ((0, 1.0), (1000, 0.05)), "stop": {"training_iteration": 30}},
+    "impala": _TRACE_LEARNS | {"optim": {"lr": 1e-2}, "stop": {"training_iteration": 250}},
     "ppo": {
         "rollout": {"num_envs": 16, "fragment_steps": 32},
         "optim": {"lr": 3e-3},
@@ -41,15 +80,30 @@ LEARNS = {
         "minibatch_rows": 128,
         "stop": {"training_iteration": 30},
     },
+    "sac": _TD_LEARNS | {"temperature": {"init": 0.1}, "stop": {"training_iteration": 50}},
+    "td3": _TD_LEARNS | {"stop": {"training_iteration": 50}},
+    "tqc": _TD_LEARNS | {"temperature": {"init": 0.1}, "stop": {"training_iteration": 50}},
 }
 """What each algorithm needs to learn tests/learning_envs.py in about a second."""
+
+SYNC_ENVS = {
+    algo: CONTINUOUS if CONTINUOUS in envs else {"id": DISCRETE, "vectorization": "sync"}
+    for algo, envs in ACTS_IN.items()
+}
+"""Environments that spend no step on resets, so that rows can be counted."""
 
 CONNECTORS = {"normalize_obs": True, "normalize_reward": True}
 
 
-def make_config(algo, env="CartPole-v1", **values):
+def make_config(algo, env=None, **values):
     small = {"rollout": {"num_envs": 4, "fragment_steps": 16}, "model": {"hidden": (8,)}}
-    return config_class(algo)(**{"env": env, **small, **values})
+    if algo in REPLAYS:
+        small |= SOON
+    if algo == "ddppo":
+        small["learner"] = {"num_workers": 0}
+    if algo == "apex":
+        small["rollout"] |= {"num_workers": 1}
+    return config_class(algo)(**{"env": env or ACTS_IN[algo][0], **small, **values})
 
 
 def make_task(config, *, resume=None):
@@ -88,14 +142,15 @@ def run(config, storage, iterations=3):
 
 
 algorithms = pytest.mark.parametrize("algo", sorted(ALGORITHMS))
-envs = pytest.mark.parametrize("env", ENVS)
+in_each_env = pytest.mark.parametrize(
+    ("algo", "env"), [(algo, env) for algo in sorted(ALGORITHMS) for env in ACTS_IN[algo]]
+)
 
 
 # --- the plan ---
 
 
-@algorithms
-@envs
+@in_each_env
 def test_the_plan_prints_every_stage_with_what_it_reads_and_adds(algo, env):
     plan = plan_for(make_config(algo, env), run_id="x")
     text = plan.describe()
@@ -129,8 +184,7 @@ def test_an_environment_that_does_not_exist_leaves_nothing_behind(algo, tmp_path
 # --- updates ---
 
 
-@algorithms
-@envs
+@in_each_env
 @pytest.mark.parametrize("connectors", [{}, CONNECTORS], ids=["plain", "normalized"])
 def test_an_update_is_finite_moves_the_weights_and_counts(algo, env, connectors, tmp_path):
     config = make_config(algo, env, connectors=connectors)
@@ -145,13 +199,11 @@ def test_an_update_is_finite_moves_the_weights_and_counts(algo, env, connectors,
     assert result["grad_steps"] >= 1
     assert 4 * 16 * 0.5 < result["env_steps"] <= 4 * 16  # CartPole spends steps on resets
     assert (result["training_iteration"], result["policy_version"]) == (1, 1)
-    moved = [name for name in before if not np.array_equal(before[name], after[name])]
-    assert any("actor" in name for name in moved)
-    assert any("critic" in name for name in moved)
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in moved} == {name.partition(".")[0] for name in before}
 
 
-@algorithms
-@envs
+@in_each_env
 def test_saved_and_loaded_the_next_update_is_bit_equal(algo, env, tmp_path):
     task = make_task(make_config(algo, env, connectors=CONNECTORS))
     loop = loop_of(task)
@@ -175,36 +227,30 @@ def assert_same_state(loop, again):
     assert loop.learner.state() == again.learner.state()
 
 
-@algorithms
-@envs
+@in_each_env
 def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(algo, env, tmp_path):
     config = make_config(algo, env, connectors=CONNECTORS)
     first, second = run(config, tmp_path), run(config, tmp_path)
     assert json.dumps(first) == json.dumps(second)
     other = run(config.with_overrides({"seed": 1}), tmp_path)
-    assert other[0]["learner/value_loss"] != first[0]["learner/value_loss"]
+    assert other[0]["learner/grad_norm"] != first[0]["learner/grad_norm"]
 
 
 @algorithms
 def test_a_version_of_several_fragments_of_several_workers_uses_all_their_rows(algo, tmp_path):
-    config = make_config(
-        algo,
-        "Pendulum-v1",
-        rollout={"num_workers": 2, "num_envs": 2, "fragment_steps": 8},
-        train_rows=2 * 2 * 2 * 8,
-    )
+    rollout = {"num_workers": 2, "num_envs": 2, "fragment_steps": 8}
+    config = make_config(algo, SYNC_ENVS[algo], rollout=rollout, train_rows=2 * 2 * 2 * 8)
     assert config.fragments_per_version == 4
     (result,) = run(config, tmp_path, iterations=1)
     assert result["env_steps"] == 2 * 2 * 2 * 8
 
 
-@algorithms
-@envs
+@in_each_env
 def test_versions_of_whole_episodes_have_their_rows_or_more_and_repeat(algo, env, tmp_path):
     steps = {"num_envs": 2, "fragment_steps": 30, "num_workers": 2}
     rollout = {**steps, "batch_mode": "complete_episodes"}
     config = make_config(algo, env, rollout=rollout, train_rows=240, connectors=CONNECTORS)
-    assert "30 steps or more in whole episodes, act" in (
+    assert "30 steps or more in whole episodes)" in (
         text := plan_for(config, run_id="x").describe()
     )
     assert "x 60 rows or more a version" in text
@@ -222,24 +268,25 @@ def test_versions_of_whole_episodes_have_their_rows_or_more_and_repeat(algo, env
 @algorithms
 def test_debug_runs_a_configuration_of_a_worker_group_in_one_process(algo, tmp_path):
     rollout = {"num_workers": 2, "num_envs": 2, "fragment_steps": 8}
-    config = make_config(algo, "Pendulum-v1", rollout=rollout, learner={"num_workers": 2})
+    config = make_config(algo, SYNC_ENVS[algo], rollout=rollout, learner={"num_workers": 2})
     (result,) = run(config, tmp_path, iterations=1)
     assert result["env_steps"] == 2 * 2 * 8
 
 
 @algorithms
 def test_fragments_that_hold_one_row_or_only_resets_do_not_hang(algo, tmp_path):
-    config = make_config(algo, rollout={"num_envs": 1, "fragment_steps": 1})
+    one = {"n_step": 1} if algo in REPLAYS else {}
+    rollout = {"num_workers": 1, "num_envs": 1, "fragment_steps": 1}
+    config = make_config(algo, rollout=rollout, **one)
     results = run(config, tmp_path, iterations=60)
-    assert results[-1]["episodes"] >= 1
+    assert results[-1]["episodes"] >= (ACTS_IN[algo][0] == DISCRETE)
     assert results[-1]["env_steps"] == 60
 
 
 # --- checkpoints ---
 
 
-@algorithms
-@envs
+@in_each_env
 def test_a_policy_loaded_from_the_checkpoint_acts_bit_for_bit_as_the_pipeline_does(
     algo, env, tmp_path
 ):
@@ -250,9 +297,15 @@ def test_a_policy_loaded_from_the_checkpoint_acts_bit_for_bit_as_the_pipeline_do
     rng = np.random.default_rng(0)
     shape = policy.spec.obs_space.shape
     obs = rng.standard_normal((32, *shape)).astype(np.float32)
-    for each, other in zip(policy.act(obs)[::2], loaded.act(obs)[::2], strict=True):
-        assert repr(each) == repr(other)
-    assert np.array_equal(policy.value(obs), loaded.value(obs))
+    for explore in (False, True):
+        states = policy.start(32, seed=1), loaded.start(32, seed=1)
+        ours, theirs = (
+            each.act(obs, state, explore=explore)[::2]
+            for each, state in zip((policy, loaded), states, strict=True)
+        )
+        assert repr(ours) == repr(theirs)
+    if policy.spec.model.has_value:
+        assert np.array_equal(policy.value(obs), loaded.value(obs))
 
 
 @algorithms
@@ -275,19 +328,21 @@ def test_a_resumed_run_goes_on_with_its_counters_in_its_own_folder(algo, tmp_pat
 
 @algorithms
 def test_a_checkpoint_of_another_architecture_is_refused_with_the_keys_that_differ(algo, tmp_path):
-    path = saved(make_config(algo), tmp_path)
-    other = make_config(algo, model={"hidden": (16, 16), "activation": "relu"})
+    config = make_config(algo)
+    path = saved(config, tmp_path)
+    other = make_config(algo, model={"hidden": (16, 16), "activation": "silu"})
     with pytest.raises(CheckpointError) as caught:
         Pipeline(other, storage=tmp_path, resume=path, debug=True)
     assert "model.hidden: checkpoint [8], here [16, 16]" in str(caught.value)
-    assert "model.activation: checkpoint tanh, here relu" in str(caught.value)
+    assert f"model.activation: checkpoint {config.model.activation}, here silu" in str(caught.value)
 
 
 @algorithms
 def test_a_checkpoint_of_another_space_is_refused(algo, tmp_path):
     path = saved(make_config(algo), tmp_path)
+    other = {DISCRETE: "Acrobot-v1", CONTINUOUS: "MountainCarContinuous-v0"}[ACTS_IN[algo][0]]
     with pytest.raises(CheckpointError, match="action_space"):
-        Pipeline(make_config(algo, "Pendulum-v1"), storage=tmp_path, resume=path, debug=True)
+        Pipeline(make_config(algo, other), storage=tmp_path, resume=path, debug=True)
 
 
 @algorithms
@@ -335,14 +390,23 @@ def test_weights_set_by_hand_are_trained_on_and_those_of_another_shape_change_no
         with pytest.raises(ValueError, match=f"another architecture: {name}: got"):
             policy.set_weights(ours._replace(module=wrong))
         assert not any(array.any() for array in pipeline.get_policy().get_weights().module.values())
-        assert pipeline.train()["learner/entropy"] == pytest.approx(math.log(2), abs=1e-3)
+        result = pipeline.train()
+        assert all(math.isfinite(v) for k, v in result.items() if k.startswith("learner/"))
+        if algo in ("a2c", "ddppo", "impala", "ppo"):
+            assert result["learner/entropy"] == pytest.approx(math.log(2), abs=1e-2)
 
 
 # --- learning ---
 
 
-@algorithms
-@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+@pytest.mark.parametrize(
+    ("algo", "kind"),
+    [
+        (algo, "discrete" if env == DISCRETE else "continuous")
+        for algo in sorted(ALGORITHMS)
+        for env in ACTS_IN[algo]
+    ],
+)
 def test_it_learns_to_copy_its_input_in_seconds(algo, kind, tmp_path):
     config = make_config(algo, f"tests.learning_envs:{kind}", gamma=0.0, **LEARNS[algo])
     with Pipeline(config, storage=tmp_path, debug=True) as pipeline:

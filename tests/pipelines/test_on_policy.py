@@ -5,14 +5,14 @@ import torch
 
 from pipelines import PPOConfig
 from pipelines.ppo import PPOLearner
-from pipelines.specs import policy_spec
+from pipelines.training import plan_for
 from rl_ops.batch import Batch
 
 ROWS = 64
 
 
 def learner(config) -> PPOLearner:
-    made = PPOLearner(config, policy_spec(config))
+    made = PPOLearner(config, plan_for(config, run_id="test").policy)
     made.seed(0)
     return made
 

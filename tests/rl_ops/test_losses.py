@@ -1,6 +1,7 @@
 """Losses against hand-written tables, their formulas, gradients and exact expectations."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from rl_ops.losses import (
     clipped_surrogate,
     explained_variance,
     huber,
+    impact_surrogate,
     policy_gradient,
     value_loss,
 )
@@ -64,6 +66,71 @@ class TestClippedSurrogate:
         assert torch.autograd.gradcheck(
             lambda x: clipped_surrogate(x, old, advantage, clip_eps=0.2), (logp,)
         )
+
+
+def impact_by_loop(logp, behaviour, target, advantage, clip_eps, ratio_clip):
+    """Section 3.1 of Luo et al. 2020, as RLlib's APPO spells it, row by row."""
+    losses = []
+    rows = zip(logp.tolist(), behaviour.tolist(), target.tolist(), advantage.tolist(), strict=True)
+    for pi, mu, slow, a in rows:
+        is_ratio = min(math.exp(mu - slow), ratio_clip)
+        r = is_ratio * math.exp(pi - mu)
+        losses.append(-min(r * a, min(max(r, 1 - clip_eps), 1 + clip_eps) * a))
+    return tensor(*losses)
+
+
+class TestImpactSurrogate:
+    CLIPS: ClassVar = {"clip_eps": 0.2, "ratio_clip": 2.0}
+
+    def test_literal(self):
+        # pi_target 0.5; is_ratio 0.5 / 0.5, 0.25 / 0.5 and, clipped, 2.0 / 0.5
+        logp, behaviour = logs_of(0.55, 0.5, 1.0), logs_of(0.5, 0.25, 2.0)
+        loss = impact_surrogate(
+            logp, behaviour, logs_of(0.5, 0.5, 0.5), tensor(2.0, 2.0, 2.0), **self.CLIPS
+        )
+        torch.testing.assert_close(loss, tensor(-2.2, -2.0, -2.0))
+
+    @pytest.mark.parametrize("ratio_clip", [0.5, 1.0, 2.0])
+    def test_is_the_papers_formula(self, ratio_clip):
+        logp, behaviour, target, advantage = torch.randn(4, 200, dtype=torch.float64)
+        loss = impact_surrogate(
+            logp, behaviour, target, advantage, clip_eps=0.2, ratio_clip=ratio_clip
+        )
+        expected = impact_by_loop(logp, behaviour, target, advantage, 0.2, ratio_clip)
+        torch.testing.assert_close(loss, expected)
+
+    def test_with_the_target_net_acting_it_is_ppos(self):
+        logp, target, advantage = torch.randn(3, 50, dtype=torch.float64)
+        torch.testing.assert_close(
+            impact_surrogate(logp, target, target, advantage, **self.CLIPS),
+            clipped_surrogate(logp, target, advantage, clip_eps=0.2),
+        )
+
+    def test_a_wide_ratio_clip_leaves_out_who_acted(self):
+        logp, behaviour, target, advantage = torch.randn(4, 50, dtype=torch.float64)
+        loss = impact_surrogate(
+            logp, behaviour, target, advantage, clip_eps=0.2, ratio_clip=math.exp(30)
+        )
+        torch.testing.assert_close(loss, clipped_surrogate(logp, target, advantage, clip_eps=0.2))
+
+    def test_an_action_that_the_worker_hardly_ever_took_gives_no_nan(self):
+        loss = impact_surrogate(
+            torch.zeros(1), torch.full((1,), -200.0), torch.zeros(1), torch.ones(1), **self.CLIPS
+        )
+        assert loss.tolist() == [-1.0]
+
+    def test_gradient_matches_finite_differences(self):
+        logp, target = logs_of(0.5, 0.9, 1.1, 1.5, 0.5, 1.5), torch.zeros(6).double()
+        behaviour = logs_of(0.3, 1.0, 1.7, 1.2, 2.5, 4.0)
+        advantage = tensor(1.0, -1.0, 2.0, -2.0, -1.0, 1.0)
+        assert torch.autograd.gradcheck(
+            lambda x: impact_surrogate(x, behaviour, target, advantage, **self.CLIPS),
+            (logp.requires_grad_(),),
+        )
+
+    def test_refuses_a_ratio_clip_that_is_not_positive(self):
+        with pytest.raises(ValueError, match=r"ratio_clip must be positive, got 0\.0"):
+            impact_surrogate(TWO, TWO, TWO, TWO, clip_eps=0.2, ratio_clip=0.0)
 
 
 class TestPolicyGradient:
@@ -178,11 +245,18 @@ TWO = torch.zeros(2)
 COLUMN = torch.zeros(2, 1)
 
 
+def impact(*args):
+    return impact_surrogate(*args, **TestImpactSurrogate.CLIPS)
+
+
 @pytest.mark.parametrize(
     ("call", "names"),
     [
         (lambda: clipped_surrogate(TWO, COLUMN, TWO, clip_eps=0.2), ("old_logp", "logp")),
         (lambda: clipped_surrogate(TWO, TWO, COLUMN, clip_eps=0.2), ("advantage", "logp")),
+        (lambda: impact(TWO, COLUMN, TWO, TWO), ("behaviour_logp", "logp")),
+        (lambda: impact(TWO, TWO, COLUMN, TWO), ("target_logp", "logp")),
+        (lambda: impact(TWO, TWO, TWO, COLUMN), ("advantage", "logp")),
         (lambda: policy_gradient(TWO, COLUMN), ("advantage", "logp")),
         (lambda: value_loss(TWO, COLUMN), ("target", "value")),
         (lambda: value_loss(TWO, TWO, old_value=COLUMN, clip=1.0), ("old_value", "value")),
@@ -201,6 +275,7 @@ def test_gradients_flow_only_into_what_is_trained():
     trained, constant = (torch.randn(4, requires_grad=True) for _ in range(2))
     losses = {
         "clipped_surrogate": clipped_surrogate(trained, constant, constant, clip_eps=0.2),
+        "impact_surrogate": impact(trained, constant, constant, constant),
         "policy_gradient": policy_gradient(trained, constant),
         "value_loss": value_loss(trained, constant, old_value=constant, clip=0.1),
     }

@@ -119,7 +119,7 @@ def test_models_take_images_flattened_or_convolved_and_no_rows_at_all() -> None:
 def test_a_convolution_sees_height_width_and_channels_in_that_order() -> None:
     model = CNNActorCritic(ModelSpec("cnn", (4, 5, 3), 1, hidden=(), conv=((1, 1, 1),)))
     model.conv[0].weight.data[:] = torch.tensor([0.0, 1.0, 0.0]).reshape(1, 3, 1, 1)
-    model._activation = torch.nn.Identity()
+    model.conv._activation = torch.nn.Identity()
     model.critic_head.weight.data[:] = 0
     model.critic_head.weight.data[0, 5 + 2] = 1  # row 1, column 2
     obs = torch.arange(60.0).reshape(1, 4, 5, 3)

@@ -1,5 +1,6 @@
 """Acting: one observation or many, from episode to episode, with the same bits as in a rollout."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import pytest
 from rl_ops import columns as c
 from rl_ops.connectors import FrameStackObs
 from rl_ops.errors import SpecError
+from rl_ops.exploration import Greedy, Sample
 from rl_ops.policy import Policy, PolicySpec, Weights
 from rl_ops.recorder import Recorder
-from rl_ops.rollout import Greedy, Sample
 from rl_ops.spaces import codec_for
 from tests.envs import OBS_SPACES
 from tests.rollout_kit import (
@@ -141,7 +142,8 @@ def test_a_rollout_and_a_policy_give_the_same_bits(action: str, shared: bool, ac
     spec = policy_spec(env, hidden=(16, 8), shared=shared)
     mean, std = np.full(3, 0.1, np.float32), np.full(3, 0.7, np.float32)
     weights = Weights(random_weights(spec).module, mean, std)
-    rollout = make_rollout(env, policy=spec, weights=weights, num_envs=8, steps=6, act=act)
+    spec = dataclasses.replace(spec, act=act)
+    rollout = make_rollout(env, policy=spec, weights=weights, num_envs=8, steps=6)
     params: list[np.ndarray] = []
 
     class Spy(Recorder):

@@ -1,5 +1,6 @@
 """Rows of rollouts, literally: what is a transition, where values bootstrap, whose episode."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from rl_ops import columns as c
 from rl_ops.connectors import FlattenObs, FrameStackObs
 from rl_ops.envs import EnvSpec
 from rl_ops.errors import SpecError
+from rl_ops.exploration import Greedy
 from rl_ops.policy import Weights
-from rl_ops.rollout import Greedy, Rollout, RolloutSpec
+from rl_ops.rollout import Rollout, RolloutSpec
 from rl_ops.spaces import codec_for
 from tests.envs import SEEN
 from tests.rollout_kit import (
@@ -346,7 +348,9 @@ def test_greedy_takes_the_mode_and_needs_no_seed() -> None:
     policy = policy_spec(env)
     weights = linear_weights(policy, seed=3)
     (table,) = fragments(
-        make_rollout(env, policy=policy, weights=weights, steps=8, act=Greedy(), seed=9)
+        make_rollout(
+            env, policy=dataclasses.replace(policy, act=Greedy()), weights=weights, steps=8, seed=9
+        )
     )
     logits = np.array(column(table, c.OBS)) @ weights.module["actor_head.weight"].T
     assert column(table, c.ACTION) == logits.argmax(1).tolist()

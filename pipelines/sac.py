@@ -1,0 +1,168 @@
+"""Soft actor-critic, for continuous and for discrete actions.
+
+Haarnoja et al. 2018, arXiv:1812.05905 (two critics, the temperature learned); Christodoulou 2019,
+arXiv:1910.07207 (discrete actions).
+
+Legend: B rows, A actions, K critics.
+"""
+
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+
+from pipelines.config import (
+    ModelConfig,
+    OffPolicyConfig,
+    OptimConfig,
+    PositiveInt,
+    RolloutConfig,
+    Schedule,
+)
+from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.off_policy import (
+    TRANSITION,
+    Learned,
+    ReplayLearner,
+    frozen,
+    replayed,
+    transitions,
+)
+from pipelines.soft_actor import (
+    SoftModules,
+    TemperatureConfig,
+    build_soft,
+    sample,
+    target_entropy,
+    temper,
+)
+from pipelines.specs import PolicyKind
+from rl_ops.batch import Batch
+from rl_ops.distributions import Categorical, SquashedGaussian
+from rl_ops.errors import SpecError
+from rl_ops.exploration import RandomFirst, Sample
+from rl_ops.learner import Loss
+from rl_ops.q_losses import taken, td_target
+from rl_ops.soft_losses import (
+    soft_next_value,
+    soft_next_value_discrete,
+    soft_policy_loss,
+    soft_policy_loss_discrete,
+)
+
+
+class SACConfig(OffPolicyConfig):
+    """SAC with two critics and a learned temperature."""
+
+    algo: Literal["sac"] = "sac"
+    """Name of the algorithm."""
+    temperature: TemperatureConfig = TemperatureConfig()
+    num_critics: PositiveInt = 2
+    """Critics, of which the least value counts."""
+    actor_lr: Schedule | None = None
+    """Learning rate of the actor; None is optim.lr."""
+    model: ModelConfig = ModelConfig(hidden=(256, 256), activation="relu")
+    rollout: RolloutConfig = RolloutConfig(num_envs=1, fragment_steps=16)
+    optim: OptimConfig = OptimConfig(lr=3e-4, eps=1e-8, max_grad_norm=None)
+
+
+class CriticLoss(NamedTuple):
+    """The critics' loss; td_error [K, B] and Q [K, B] of the rows, without gradient."""
+
+    loss: Loss
+    td_error: torch.Tensor
+    q: torch.Tensor
+
+
+class SACLearner(ReplayLearner[SACConfig]):
+    """A step of the critics, of the actor and of the temperature on each minibatch drawn."""
+
+    reads: ClassVar[tuple[str, ...]] = TRANSITION
+    modules: SoftModules
+
+    def build(self) -> SoftModules:
+        """See `Learner.build`."""
+        self.distribution = distribution = self.policy.distribution
+        if isinstance(distribution, Categorical):
+            inputs, outputs = 0, distribution.num_actions
+        elif isinstance(distribution, SquashedGaussian):
+            inputs, outputs = distribution.size, 1
+        else:
+            raise SpecError(f"sac acts in one Box or one Discrete space, got {distribution}")
+        self.is_discrete = not inputs
+        wanted = self.config.temperature.target_entropy
+        self.target_entropy = target_entropy(wanted, distribution)
+        modules, self._follower = build_soft(
+            self, num_critics=self.config.num_critics, inputs=inputs, outputs=outputs
+        )
+        return modules
+
+    def learn(self, batch: Batch) -> Learned:
+        """See `ReplayLearner.learn`."""
+        modules, config = self.modules, self.config
+        alpha = modules.alpha
+        critic = self.critic_loss(batch, alpha)
+        lr, actor_lr = config.optim.lr, config.actor_lr
+        noted: dict[str, Any] = {}
+        noted |= self.step(modules.critic_optimizer, critic.loss, lr=self.at(lr))
+        actor_loss, entropy_B = self.actor_loss(batch, alpha)
+        noted |= self.step(
+            modules.actor_optimizer, actor_loss, lr=self.at(lr if actor_lr is None else actor_lr)
+        )
+        noted |= temper(self, entropy_B, self.target_entropy)
+        self._follower.follow(self.updates)
+        noted |= {"alpha": alpha, "entropy": entropy_B.mean(), "q_mean": critic.q.mean()}
+        return Learned(noted, critic.td_error.abs().mean(0))
+
+    def critic_loss(self, batch: Batch, alpha: torch.Tensor) -> CriticLoss:
+        """Half the squared td error, summed over critics (Haarnoja et al. 2018, eq. 5)."""
+        critics = self.modules.critics
+        target_B = td_target(
+            batch.return_n, batch.bootstrap_discount, self.next_value(batch.bootstrap_obs, alpha)
+        )
+        if self.is_discrete:
+            q_KB = torch.stack([taken(q_BA, batch.action) for q_BA in critics(batch.obs)])
+        else:
+            q_KB = critics(batch.obs, batch.action)[..., 0]
+        td_error_KB = target_B - q_KB
+        loss = 0.5 * (batch.is_weight * td_error_KB.square()).mean(1).sum()
+        return CriticLoss(Loss({"critic_loss": loss}, {}), td_error_KB.detach(), q_KB.detach())
+
+    @torch.no_grad()
+    def next_value(self, obs: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+        """The soft value [B] of observations, by the target critics and the policy of now."""
+        modules = self.modules
+        params_BP = modules.model(obs)[0]
+        if self.is_discrete:
+            return soft_next_value_discrete(modules.target(obs), params_BP, alpha)
+        action, logp_B = sample(self, params_BP)
+        return soft_next_value(modules.target(obs, action)[..., 0], logp_B, alpha)
+
+    def actor_loss(self, batch: Batch, alpha: torch.Tensor) -> tuple[Loss, torch.Tensor]:
+        """The actor's loss (eq. 7), and the entropy [B] of each row, a sample's if continuous."""
+        critics = self.modules.critics
+        params_BP = self.modules.model(batch.obs)[0]
+        if self.is_discrete:
+            with torch.no_grad():
+                q_KBA = critics(batch.obs)
+            loss_B = soft_policy_loss_discrete(q_KBA, params_BP, alpha)
+            entropy_B = self.distribution.entropy(params_BP)
+        else:
+            action, logp_B = sample(self, params_BP)
+            with frozen(critics):
+                q_KB = critics(batch.obs, action)[..., 0]
+            loss_B, entropy_B = soft_policy_loss(q_KB, logp_B, alpha), -logp_B
+        return Loss({"actor_loss": (batch.is_weight * loss_B).mean()}, {}), entropy_B.detach()
+
+
+def dataflow(config: SACConfig) -> Dataflow:
+    """Rollouts, at first uniform → n-step returns → replay → SAC."""
+    return Dataflow(
+        source=Rollouts(
+            act=RandomFirst(config.learning_starts_rows, Sample()), then=transitions(config)
+        ),
+        policy=PolicyKind(head="actor", squash=True),
+        replay=replayed(config),
+        learner=SACLearner,
+        fragments_per_version=config.fragments_per_version,
+        max_policy_lag=config.rollout.max_policy_lag,
+    )
