@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH ?= ppo dqn sac impala appo
+REPEATS ?= 3
 STORAGE ?= $(HOME)/ray_results
 PACKAGES := rl_ops offline pipelines workflows
 STAMP := $(VENV)/.installed
@@ -28,18 +30,21 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pipelines.config_docs --check
+	$(BIN)/python -m pipelines.algorithm_docs --check
 
 types: setup
 	$(BIN)/mypy
 
+# Which comparisons, and how often each pair is run: make bench BENCH=dqn REPEATS=1
 bench: setup
-	$(BIN)/python -m benchmarks
+	set -e; for work in $(BENCH); do $(BIN)/python -m benchmarks $$work --repeats $(REPEATS); done
 
 nightly: setup
 	$(BIN)/python -m pytest -m 'learning or fault or soak'
 
 docs: setup
 	$(BIN)/python -m pipelines.config_docs
+	$(BIN)/python -m pipelines.algorithm_docs
 
 clean:
 	rm -rf $(VENV) .bench .pytest_cache .mypy_cache .ruff_cache

@@ -1,19 +1,22 @@
-"""`python -m benchmarks setup | ppo | overhead | debug | trace`."""
+"""`python -m benchmarks setup | ppo | dqn | sac | impala | appo | overhead | debug | trace`."""
 
 import argparse
 import signal
 import sys
 from types import FrameType
 
-from benchmarks import debug_yardstick, overhead, ppo, trace_cost
+from benchmarks import comparison, debug_yardstick, overhead, trace_cost
 from benchmarks.peers import environments
+from benchmarks.workloads import WORKLOADS
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("setup", help="make the peers' environments under .bench/")
-    ppo.add_arguments(commands.add_parser("ppo", help=ppo.__doc__))
+    for workload in WORKLOADS.values():
+        about = f"{workload.title}, ours beside the peers"
+        comparison.add_arguments(commands.add_parser(workload.name, help=about), workload)
     overhead.add_arguments(commands.add_parser("overhead", help=overhead.__doc__))
     debug_yardstick.add_arguments(commands.add_parser("debug", help=debug_yardstick.__doc__))
     trace_cost.add_arguments(commands.add_parser("trace", help=trace_cost.__doc__))
@@ -23,12 +26,13 @@ def main(argv: list[str] | None = None) -> int:
             print(environments.ensure(environment))
         return 0
     run = {
-        "ppo": ppo.main,
         "overhead": overhead.main,
         "debug": debug_yardstick.main,
         "trace": trace_cost.main,
     }
     try:
+        if args.command in WORKLOADS:
+            return comparison.main(args, WORKLOADS[args.command])
         return run[args.command](args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

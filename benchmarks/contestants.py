@@ -1,51 +1,23 @@
-"""Who takes part in the PPO comparison, and how one of them is run once."""
+"""How one contestant of a comparison is run once, in which order, and what is kept of it."""
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.figures import Iteration, Steady, parse_iterations, steady, time_to_return_s
 from benchmarks.ours import result_lines, train_command
 from benchmarks.peers.environments import ENVIRONMENTS, ROOT
 from benchmarks.processes import Run, run_measured
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Ours where `peer` is None, else a script in benchmarks/peers run by that peer's python."""
-
-    name: str
-    label: str
-    peer: str | None = None
-    threads: int = 1
-    vectorization: str = "sync"
-    overrides: Mapping[str, object] = field(default_factory=dict)
-
-
-OURS = Contestant("ours", "Millrace, lag 0")
-# Each peer's faster setting on two cores (README.md).
-PEERS = (
-    Contestant("sb3", "Stable-Baselines3", peer="sb3"),
-    Contestant("cleanrl", "CleanRL-like single file", peer="cleanrl"),
-    Contestant("rllib", "RLlib, 1 env runner", peer="rllib", vectorization="vector_entry_point"),
-)
-FOR_INFORMATION = (
-    Contestant("ours-lag1", "Millrace, lag 1", overrides={"rollout.max_policy_lag": 1}),
-    Contestant(
-        "cleanrl-native",
-        "CleanRL-like, native envs",
-        peer="cleanrl",
-        vectorization="vector_entry_point",
-    ),
-)
+from benchmarks.workload import Contestant, Workload
 
 
 @dataclass(frozen=True)
 class Task:
     """What a contestant is asked to do in one run."""
 
+    workload: Workload
     env_steps: int
     stop_return: float | None
     seed: int
@@ -103,17 +75,22 @@ def run_once(contestant: Contestant, task: Task) -> tuple[list[Iteration], Run]:
     """Run a contestant in a storage folder of its own and read what it reported."""
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as folder:
         storage = Path(folder)
-        command = _command(contestant, task, storage)
+        command = command_of(contestant, task, storage)
         run = run_measured(command, cwd=ROOT, timeout_s=task.timeout_s)
         lines = run.stdout if contestant.peer else result_lines(storage)
     return parse_iterations(lines), run
 
 
-def measure(slot: Slot, task: Task, *, kind: str, target_return: float) -> Record:
+def measure(slot: Slot, task: Task, *, kind: str) -> Record:
     """One run's record; a run that failed is a record with an error, not an exception."""
     iterations, run = run_once(slot.contestant, task)
-    error = _error(iterations, run)
+    # to be out of time on the way to a return is a finding
+    error = error_of(iterations, run, may_time_out=kind == "time")
+    figures = None
+    if kind == "steady" and error is None:
+        figures, error = steady_of(iterations, run, task.workload)
     last = iterations[-1] if iterations else None
+    target = task.workload.target_return
     return Record(
         contestant=slot.contestant.name,
         measure=kind,
@@ -128,9 +105,25 @@ def measure(slot: Slot, task: Task, *, kind: str, target_return: float) -> Recor
         env_steps=last.env_steps if last else 0,
         last_return_mean=last.episode_return_mean if last else None,
         first_result_s=iterations[0].wall_s if iterations else None,
-        steady=steady(iterations, run.samples) if kind == "steady" and not error else None,
-        time_to_return_s=None if error else time_to_return_s(iterations, target_return),
+        steady=figures,
+        time_to_return_s=None if error else time_to_return_s(iterations, target),
     )
+
+
+def steady_of(
+    iterations: Sequence[Iteration], run: Run, workload: Workload
+) -> tuple[Steady | None, str | None]:
+    """A run's rates, or why there are none: one run too short must not cost the other records."""
+    try:
+        figures = steady(
+            iterations,
+            run.samples,
+            warmup_env_steps=workload.warmup_env_steps,
+            stretch_env_steps=workload.stretch_env_steps,
+        )
+    except ValueError as error:
+        return None, str(error)
+    return figures, None
 
 
 def said(run: Run) -> str:
@@ -139,26 +132,34 @@ def said(run: Run) -> str:
     return "\n".join(f"[{stream}]\n{text}" for stream, text in ends.items() if text)
 
 
-def _error(iterations: Sequence[Iteration], run: Run) -> str | None:
-    if run.timed_out:
+def error_of(iterations: Sequence[Iteration], run: Run, *, may_time_out: bool) -> str | None:
+    """What went wrong in a run, if anything did."""
+    if run.timed_out and not (may_time_out and iterations):
         return f"timed out after {run.wall_s:.0f} s"
-    if run.exit_code != 0:
+    if run.exit_code != 0 and not run.timed_out:
         return f"exit code {run.exit_code}: {said(run)}"
     return None if iterations else f"reported no iteration: {said(run)}"
 
 
-def _command(contestant: Contestant, task: Task, storage: Path) -> list[str]:
+def command_of(contestant: Contestant, task: Task, storage: Path) -> list[str]:
+    """The command line of one run: `millrace train`, or the peer's script of the workload."""
+    workload = task.workload
     if contestant.peer is None:
         stop: dict[str, float] = {"env_steps": task.env_steps}
         if task.stop_return is not None:
             stop["episode_return_mean"] = task.stop_return
         return train_command(
-            storage=storage, seed=task.seed, stop=stop, overrides=contestant.overrides
+            workload,
+            storage=storage,
+            seed=task.seed,
+            stop=stop,
+            overrides=contestant.overrides,
         )
     command = [str(ENVIRONMENTS[contestant.peer].python), "-m"]
-    command += [f"benchmarks.peers.ppo_{contestant.peer}", "--env-steps", str(task.env_steps)]
-    command += ["--seed", str(task.seed), "--threads", str(contestant.threads)]
-    command += ["--vectorization", contestant.vectorization]
+    command += [f"benchmarks.peers.{workload.name}_{contestant.peer}"]
+    command += ["--env-steps", str(task.env_steps), "--seed", str(task.seed)]
+    for option, value in contestant.options.items():
+        command += [f"--{option}", str(value)]
     if task.stop_return is not None:
         command += ["--stop-return", str(task.stop_return)]
     return command

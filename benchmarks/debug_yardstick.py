@@ -12,6 +12,7 @@ from benchmarks.ours import compile_project, result_lines, train_command
 from benchmarks.peers.environments import ROOT
 from benchmarks.processes import run_measured
 from benchmarks.tables import plain_table, spread_text
+from benchmarks.workloads import PPO
 
 HEADER = ("mode", "env steps/s", "first result, s", "CPU s / 100k steps", "failed")
 
@@ -61,6 +62,7 @@ def run_mode(mode: Mode, env_steps: int, seed: int) -> Result | None:
     with tempfile.TemporaryDirectory(prefix="millrace-bench-") as folder:
         storage = Path(folder)
         command = train_command(
+            PPO,
             storage=storage,
             seed=seed,
             stop={"env_steps": env_steps},

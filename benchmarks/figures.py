@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.processes import Sample
 
-WARMUP_ITERATIONS = 5
+WARMUP_STRETCHES = 5
 WARMUP_FRAC = 0.2
 
 
@@ -27,7 +27,7 @@ class Iteration:
 
 @dataclass(frozen=True)
 class Steady:
-    """Figures after warm-up: the median iteration, and the whole window with its hiccups."""
+    """Figures after warm-up: the median stretch, and the whole window with its hiccups."""
 
     median_steps_per_s: float
     window_steps_per_s: float
@@ -68,18 +68,29 @@ def parse_iterations(lines: Iterable[str]) -> list[Iteration]:
     return found
 
 
-def steady(iterations: Sequence[Iteration], samples: Sequence[Sample]) -> Steady:
-    """Rates after the first fifth of the run, at least five iterations.
+def steady(
+    iterations: Sequence[Iteration],
+    samples: Sequence[Sample],
+    *,
+    warmup_env_steps: int = 0,
+    stretch_env_steps: int = 1,
+) -> Steady:
+    """Rates over stretches of a run after its first fifth, five stretches at least.
+
+    Contestants report every few or every few thousand steps; stretches of about one length make
+    their medians comparable.
 
     Raises:
-        ValueError: fewer than three iterations are left after warm-up.
+        ValueError: fewer than three stretches are left after warm-up.
     """
-    skipped = max(WARMUP_ITERATIONS, math.ceil(WARMUP_FRAC * len(iterations)))
-    window = iterations[skipped - 1 :]
+    ends = thinned(iterations, stretch_env_steps)
+    early = sum(end.env_steps < warmup_env_steps for end in ends) + 1
+    skipped = max(WARMUP_STRETCHES, math.ceil(WARMUP_FRAC * len(ends)), early)
+    window = ends[skipped - 1 :]
     if len(window) < 4:
         raise ValueError(
-            f"{len(iterations)} iterations leave too few after {skipped} of warm-up; "
-            "raise --env-steps."
+            f"{len(ends)} stretches of {stretch_env_steps} env steps leave too few after "
+            f"{skipped} of warm-up; raise --env-steps."
         )
     rates = [
         (after.env_steps - before.env_steps) / (after.wall_s - before.wall_s)
@@ -93,6 +104,15 @@ def steady(iterations: Sequence[Iteration], samples: Sequence[Sample]) -> Steady
         window_steps_per_s=steps / (last.wall_s - first.wall_s),
         cpu_s_per_100k_steps=100_000 * cpu_s / steps,
     )
+
+
+def thinned(iterations: Sequence[Iteration], stretch_env_steps: int) -> list[Iteration]:
+    """The first iteration, and then each that ends a stretch of so many env steps or more."""
+    kept = list(iterations[:1])
+    for iteration in iterations[1:]:
+        if iteration.env_steps - kept[-1].env_steps >= stretch_env_steps:
+            kept.append(iteration)
+    return kept
 
 
 def cpu_at(samples: Sequence[Sample], wall_s: float) -> float:

@@ -1,4 +1,4 @@
-"""How Millrace is run in the comparisons: the matched overrides, in this one place."""
+"""How Millrace is run in the comparisons: `millrace train` at a workload's settings."""
 
 import compileall
 import json
@@ -7,28 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.peers.environments import ROOT
-from benchmarks.peers.reporting import MATCHED
+from benchmarks.workload import Workload
 
 RUN_NAME = "bench"
-PPO_OVERRIDES: tuple[tuple[str, object], ...] = (
-    ("rollout.num_workers", 1),
-    ("rollout.num_envs", MATCHED.num_envs),
-    ("rollout.fragment_steps", MATCHED.fragment_steps),
-    ("rollout.max_policy_lag", 0),
-    ("minibatch_rows", MATCHED.minibatch_rows),
-    ("num_epochs", MATCHED.num_epochs),
-    ("optim.lr", MATCHED.lr),
-    ("optim.eps", MATCHED.adam_eps),
-    ("optim.max_grad_norm", MATCHED.max_grad_norm),
-    ("value_coef", MATCHED.value_coef),
-    ("entropy_coef", MATCHED.entropy_coef),
-    ("gamma", MATCHED.gamma),
-    ("gae_lambda", MATCHED.gae_lambda),
-    ("clip_eps", MATCHED.clip_eps),
-)
 
 
 def train_command(
+    workload: Workload,
     *,
     storage: Path,
     seed: int,
@@ -36,11 +21,13 @@ def train_command(
     overrides: Mapping[str, object] | None = None,
     debug: bool = False,
 ) -> list[str]:
-    """`millrace train ppo` at the matched settings; `overrides` go on top of them."""
-    command = [sys.executable, "-m", "workflows", "train", "ppo", "--env", MATCHED.env]
+    """Training at the workload's settings; `overrides` go on top of them."""
+    command = [sys.executable, "-m", "workflows", "train", workload.name]
+    command += ["--env", workload.matched.env]
     command += ["--storage", str(storage), "--name", RUN_NAME, "--seed", str(seed)]
-    for path, value in {**dict(PPO_OVERRIDES), **(overrides or {})}.items():
-        command += ["--set", f"{path}={value}"]
+    for path, value in {**workload.overrides, **(overrides or {})}.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        command += ["--set", f"{path}={text}"]
     command += ["--stop", json.dumps(dict(stop))]
     return [*command, "--debug"] if debug else command
 

@@ -4,11 +4,13 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.contestants import FOR_INFORMATION, OURS, Contestant, Task, run_once, said
+from benchmarks.contestants import Task, run_once, said
 from benchmarks.figures import Iteration, percentile
 from benchmarks.ours import compile_project
 from benchmarks.processes import Run, Sample
 from benchmarks.tables import number_text, plain_table
+from benchmarks.workload import Contestant
+from benchmarks.workloads import PPO
 
 HEADER = (
     "part of the run",
@@ -40,14 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Lag 0 and lag 1, each once; exit code 1 when a run failed."""
     compile_project()
-    lag_1 = next(contestant for contestant in FOR_INFORMATION if contestant.name == "ours-lag1")
-    codes = [report(contestant, args.env_steps, args.seed) for contestant in (OURS, lag_1)]
+    lag_1 = next(contestant for contestant in PPO.information if contestant.name == "ours-lag1")
+    codes = [report(contestant, args.env_steps, args.seed) for contestant in (PPO.ours, lag_1)]
     return max(codes)
 
 
 def report(contestant: Contestant, env_steps: int, seed: int) -> int:
     """Run one contestant and print its parts."""
-    iterations, run = run_once(contestant, Task(env_steps, None, seed, timeout_s=1800.0))
+    iterations, run = run_once(contestant, Task(PPO, env_steps, None, seed, timeout_s=1800.0))
     print(f"\n{contestant.label}: {env_steps:,} env steps, others used {run.other_cores:.2f} cores")
     if run.exit_code != 0 or len(iterations) < 20:
         print(f"exit code {run.exit_code}, {len(iterations)} iterations: {said(run)}")

@@ -1,12 +1,13 @@
-"""Medians, ratios and verdicts of a PPO comparison, and the two reports made of them."""
+"""Medians, ratios and verdicts of a comparison, and the two reports made of them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.contestants import Record
 from benchmarks.figures import Spread, spread
 from benchmarks.tables import markdown_table, number_text, plain_table, spread_text
+from benchmarks.workload import Target
 
 HEADER = (
     "contestant",
@@ -60,20 +61,9 @@ def summarize(names: Sequence[tuple[str, str]], records: Sequence[Record]) -> li
     return [_with_ratios(row, ours, records) for row in plain.values()]
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
-    """The PPO targets of peers.md: each names the peers of which the best counts."""
-    by_name = {row.name: row for row in rows}
-    speed = {name: _median(row.steps_per_s) for name, row in by_name.items()}
-    reach = {name: _median(row.time_to_return_s) for name, row in by_name.items()}
-    first = {name: _median(row.first_result_s) for name, row in by_name.items()}
-    single = ("sb3", "cleanrl")
-    return [
-        _at_least("env steps/s, faster of SB3 and CleanRL", speed, single, 2.0),
-        _at_least("env steps/s, RLlib", speed, ("rllib",), 4.0),
-        _at_most("time to return, fastest peer", reach, (*single, "rllib"), 0.8),
-        _at_most("first result, RLlib", first, ("rllib",), 0.6),
-        _at_most("first result, SB3 (goal)", first, ("sb3",), 1.0),
-    ]
+def verdicts(rows: Sequence[Row], targets: Sequence[Target]) -> list[Verdict]:
+    """Each target against what was measured; of the peers it names the best counts."""
+    return [_verdict(target, {row.name: row for row in rows}) for target in targets]
 
 
 def plain_report(rows: Sequence[Row], found: Sequence[Verdict], records: Sequence[Record]) -> str:
@@ -154,22 +144,18 @@ def pair_ratios(records: Sequence[Record], peer: str) -> list[float]:
     ]
 
 
-def _at_least(
-    what: str, figures: dict[str, float | None], peers: Sequence[str], bound: float
-) -> Verdict:
-    known = [value for name in peers if (value := figures.get(name)) is not None]
-    ours, best = figures.get("ours"), max(known, default=None)
+def _verdict(target: Target, rows: Mapping[str, Row]) -> Verdict:
+    figures = {name: _median(getattr(row, target.figure)) for name, row in rows.items()}
+    known = [value for name in target.peers if (value := figures.get(name)) is not None]
+    is_rate = target.figure == "steps_per_s"
+    best = (max if is_rate else min)(known, default=None)
+    ours = figures.get("ours")
     ratio = _ratio(ours, best)
-    return Verdict(what, ours, best, ratio, f"≥ {bound}", None if ratio is None else ratio >= bound)
-
-
-def _at_most(
-    what: str, figures: dict[str, float | None], peers: Sequence[str], bound: float
-) -> Verdict:
-    known = [value for name in peers if (value := figures.get(name)) is not None]
-    ours, best = figures.get("ours"), min(known, default=None)
-    ratio = _ratio(ours, best)
-    return Verdict(what, ours, best, ratio, f"≤ {bound}", None if ratio is None else ratio <= bound)
+    bound = f"{'≥' if is_rate else '≤'} {target.bound}"
+    if ratio is None:
+        return Verdict(target.what, ours, best, None, bound, None)
+    met = ratio >= target.bound if is_rate else ratio <= target.bound
+    return Verdict(target.what, ours, best, ratio, bound, met)
 
 
 def _median(value: Spread | None) -> float | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rl_ops import columns as c
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 SESSION: Final = "session"
 """How often the run had been started before: 0, then 1 after the first resume, and so on."""
@@ -105,6 +105,8 @@ STEPS: Final = _table(
     (c.VALUE, _FLOAT),
     (c.POLICY_VERSION, _INT),
     (c.SAMPLED_AT, _TIME),
+    (c.EPSILON, _FLOAT),
+    (c.NOISE_SCALE, _FLOAT),
 )
 """One row per env step of one agent, in the order in which they were sampled."""
 

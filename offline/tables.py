@@ -30,13 +30,6 @@ Upgrade = Callable[["DeltaTable", TableSchema], None]
 
 SCHEMA_VERSION_PROPERTY: Final = "millrace.schema_version"
 
-UPGRADES: Final[dict[int, Upgrade]] = {}
-"""By schema version: what brings a table from it to the next, safe to run twice.
-
-It may be killed halfway, and then runs again; `add_missing_columns` is the usual one. Columns
-are only ever added, nullable: old data files are never rewritten.
-"""
-
 _PROPERTIES: Final = {
     "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
     # Time travel is a promise: nothing is forgotten unless `lake vacuum` is told to.
@@ -142,6 +135,15 @@ def add_missing_columns(table: "DeltaTable", expected: TableSchema) -> None:
     if missing:
         fields: list[Field] = Schema.from_arrow(pa.schema(missing)).fields
         table.alter.add_columns(fields)
+
+
+UPGRADES: Final[dict[int, Upgrade]] = {1: add_missing_columns}
+"""By schema version: what brings a table from it to the next, safe to run twice.
+
+It may be killed halfway, and then runs again; `add_missing_columns` is the usual one. Columns
+are only ever added, nullable: old data files are never rewritten. 2 has `epsilon` and
+`noise_scale` in `steps`.
+"""
 
 
 def schema_diff(table: "DeltaTable", expected: TableSchema, *, older: bool = False) -> list[str]:

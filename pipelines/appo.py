@@ -51,7 +51,7 @@ class APPOLearner(ActorCriticLearner[APPOConfig]):
 
     def __init__(self, config: APPOConfig, policy: PolicySpec, *, world: World | None = None):
         super().__init__(config, policy, world=world)
-        self.memory = CircularBuffer(config.buffer_versions)
+        self.memory = CircularBuffer(config.buffer_versions, device=self.world.device)
 
     def build(self) -> ActorCritic:
         """See `Learner.build`."""

@@ -173,6 +173,8 @@ class LocalBackend:
 
     def call_workers(self, fn: Callable[[Any], Any]) -> list[Any]:
         """See `Backend.call_workers`."""
+        for worker in self._workers:
+            worker.rollout.load(self.weights(), self._flow.version)
         return [fn(worker) for worker in self._workers]
 
     def evaluate(self, task: EvaluationTask) -> Evaluation:

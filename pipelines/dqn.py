@@ -40,7 +40,7 @@ from pipelines.statistics import new_moments
 from rl_ops.batch import Batch
 from rl_ops.exploration import EpsilonGreedy
 from rl_ops.learner import Loss, Modules
-from rl_ops.losses import huber
+from rl_ops.losses import huber, huber_slope
 from rl_ops.models import build_model
 from rl_ops.moments import RunningMoments
 from rl_ops.optim import FlatOptimizer
@@ -53,6 +53,7 @@ from rl_ops.q_losses import (
     td_target,
 )
 from rl_ops.q_models import QNetwork
+from rl_ops.written_mlp import WrittenMLP, written_q
 
 
 class DQNConfig(OffPolicyConfig):
@@ -96,6 +97,9 @@ class DQNLearner(ReplayLearner[DQNConfig]):
         model = build_model(self.policy.model).to(self.world.device)
         optimizer, target = self.optimizer(model), follower_of(model)
         self._follower = Follower(target, optimizer, self.config.target)
+        # Two of the network: one's buffers keep what its way back needs.
+        self.written = written_q(model, trained=True)
+        self._next_q = [written_q(network, trained=False) for network in (target, model)]
         return QModules(model, target, optimizer, *new_moments(self.config, self.policy))
 
     def learn(self, batch: Batch) -> Learned:
@@ -104,11 +108,14 @@ class DQNLearner(ReplayLearner[DQNConfig]):
         for network in (modules.model, modules.target) if noisy else ():
             assert isinstance(network, QNetwork)  # no other has noise
             network.draw_noise(self.generator)
-        loss_B, td_error_B, q_B = self.losses(batch)
-        total = (batch.is_weight * loss_B).mean()
-        terms = self.step(
-            modules.optimizer, Loss({"q_loss": total}, {}), lr=self.at(self.config.optim.lr)
-        )
+        lr = self.at(self.config.optim.lr)
+        if self.written is not None:
+            total, td_error_B, q_B = self.descend_written(self.written, batch)
+            terms = self.checked({"q_loss": total}, modules.optimizer.descend(lr=lr))
+        else:
+            loss_B, td_error_B, q_B = self.losses(batch)
+            loss = Loss({"q_loss": (batch.is_weight * loss_B).mean()}, {})
+            terms = self.step(modules.optimizer, loss, lr=lr)
         self._follower.follow(self.updates)
         return Learned({**terms, "q_mean": q_B.mean()}, td_error_B.abs())
 
@@ -135,6 +142,29 @@ class DQNLearner(ReplayLearner[DQNConfig]):
         delta = config.huber_delta
         loss_B = 0.5 * td_error_B.square() if delta is None else huber(td_error_B, delta=delta)
         return loss_B, td_error_B.detach(), q_B.detach()
+
+    @torch.no_grad()
+    def descend_written(
+        self, written: WrittenMLP, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Leave the gradient of the weighted mean of `losses`; that mean, td error and Q [B]."""
+        config = self.config.q
+        next_q_BA, online_q_BA = (
+            network(batch.bootstrap_obs) if network is not None and wanted else None
+            for network, wanted in zip(self._next_q, (True, config.double), strict=True)
+        )
+        assert next_q_BA is not None  # it is written as the network is
+        next_value_B = double_q_value(next_q_BA, online_q_BA)
+        action_B1, q_BA = batch.action.unsqueeze(1), written(batch.obs)
+        q_B = q_BA.gather(1, action_B1).squeeze(1)
+        td_error_B = td_target(batch.return_n, batch.bootstrap_discount, next_value_B) - q_B
+        slope_B = huber_slope(td_error_B, delta=config.huber_delta) * batch.is_weight
+        # the loss is huber(td) and td falls as Q rises
+        d_q_BA = torch.zeros_like(q_BA).scatter_(1, action_B1, slope_B.unsqueeze(1))
+        written.backward(d_q_BA.mul_(-1 / batch.rows))
+        delta = config.huber_delta
+        loss_B = 0.5 * td_error_B.square() if delta is None else huber(td_error_B, delta=delta)
+        return (batch.is_weight * loss_B).mean(), td_error_B, q_B
 
     @torch.no_grad()
     def _next(self, batch: Batch) -> torch.Tensor:

@@ -37,6 +37,7 @@ class FlowControl:
     version: int = field(init=False)
     _next: list[int] = field(init=False)
     _claims: dict[str, int] = field(init=False, default_factory=dict)
+    _recent: dict[int, tuple[str, ...]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         lanes = self.num_workers if self.num_lanes is None else self.num_lanes
@@ -83,6 +84,7 @@ class FlowControl:
             return None
         self._next[lane] += len(self._next)
         self._claims[ticket] = fragment
+        self._recent[worker] = (*self._recent.get(worker, ())[-1:], ticket)
         return fragment
 
     def advance(self, version: int) -> None:
@@ -91,6 +93,8 @@ class FlowControl:
             raise ValueError(f"version {version} published after {self.version}")
         self.version = version
         # Two windows back, for retries of tasks whose output was consumed already: their
-        # fragment must keep its id, so that the learner recognises it as a duplicate.
+        # fragment must keep its id, so that the learner recognises it as a duplicate. What a
+        # straggler in a shared lane delivered last, and what it makes, may be older.
         oldest = self.consumed - 2 * self.window
-        self._claims = {t: k for t, k in self._claims.items() if k >= oldest}
+        recent = {ticket for tickets in self._recent.values() for ticket in tickets}
+        self._claims = {t: k for t, k in self._claims.items() if k >= oldest or t in recent}

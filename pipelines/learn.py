@@ -289,6 +289,9 @@ class LearnLoop:
     def _take(self, table: pa.Table) -> None:
         fragment = table.column(c.FRAGMENT_ID)[0].as_py()
         if fragment == END:
+            if self.learner.world.size > 1:
+                # Others may be in an update that waits for this rank: only an error ends them, too.
+                raise RuntimeError("rollouts of this rank ended")
             raise Stopped
         if fragment < self.ids(self.learner.version)[0] or fragment in self._pending:
             self.duplicates += 1
@@ -373,15 +376,7 @@ class LearnLoop:
             self.flow.replace_weights(self.learner.version, self.learner.weights())
             return None
         if command.name == "call_workers":
-            called = _called(command.payload, self.worker)
-            outputs = self.learner.world.gather_objects(called)
-            return [output if error is None else error for output, error in outputs]
+            self.worker.rollout.load(self.learner.weights(), self.learner.version)
+            # Packed: raised on one rank alone, an error would leave the others waiting.
+            return self.learner.world.gather_objects(self.worker.call(command.payload))
         raise ValueError(f"unknown command {command.name!r}")
-
-
-def _called(fn: Callable[[Any], Any], worker: Any) -> tuple[Any, Exception | None]:
-    """What `fn` gives or raises; raised on one rank alone, it would leave the others waiting."""
-    try:
-        return fn(worker), None
-    except Exception as error:  # noqa: BLE001 - handed to the caller, who raises it
-        return None, error

@@ -5,16 +5,18 @@ only where the log is not whole does it hold the rows themselves.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 
+from offline import schemas as s
 from offline.errors import LakeError
 from offline.storage import Storage
 from pipelines.batch_reader import BatchReader
 from pipelines.checkpoint import Checkpoint
+from pipelines.coordinator import END
 from pipelines.dataflow import Plan
 from pipelines.errors import CheckpointError
 from pipelines.replay_refill import Segment, refill_problems, stored_fragments
@@ -56,6 +58,12 @@ class Origins:
         while self._fragments and self._rows - self._fragments[0][2] >= self._capacity:
             self._rows -= self._fragments.popleft()[2]
 
+    def loaded(self, rows: int) -> None:
+        """Note rows that a checkpoint brought: a lake that has what follows may lack them."""
+        if rows:
+            self._fragments.append((_Origin(None, "", 0), END, rows))
+            self._rows += rows
+
     def is_in(self, lake: str | None) -> bool:
         """Whether one lake has them all."""
         return lake is not None and all(origin.lake == lake for origin, _, _ in self._fragments)
@@ -89,7 +97,9 @@ def save_memory(
     if in_lake and origins is not None:
         about["segments"] = [segment.to_json() for segment in origins.segments()]
     else:
-        tensors |= {f"{ROWS}.{name}": tensor.cpu() for name, tensor in memory.contents().items()}
+        contents = memory.contents()
+        about["columns"] = list(contents)
+        tensors |= {f"{ROWS}.{name}": tensor.cpu() for name, tensor in contents.items()}
     ranks = learner.world.gather_objects((tensors, about))
     named = {f"{i}.{name}": x for i, (found, _) in enumerate(ranks) for name, x in found.items()}
     return named, [told for _, told in ranks]
@@ -122,12 +132,30 @@ def load_memory(
     }
     state, rows = (_under(mine, group) for group in (STATE, ROWS))
     about = told[world.rank]
+    held = 0 if origins is None else _held(memory, checkpoint, int(state["num_added"]))
     try:
         if about["lake"] is not None:
-            rows = _refilled(learner, origins, plan, checkpoint, about, int(state["num_added"]))
+            rows = _refilled(learner, origins, plan, checkpoint, about, held)
+        else:
+            # Files are sorted by name, and where columns lie decides the last bits of products.
+            rows = {name: rows[name] for name in about["columns"]}
+            if origins is not None:
+                origins.loaded(held)
         memory.load(state, rows)
     except (ValueError, LakeError) as error:
         raise CheckpointError(f"{checkpoint.path}: replay memory: {error}") from error
+
+
+def _held(memory: Any, checkpoint: Checkpoint, num_added: int) -> int:
+    """The rows that a replay memory held; refuse one that would hold others of them."""
+    then, here = checkpoint.config["replay"]["capacity_rows"], memory.capacity_rows
+    held: int = min(num_added, then)
+    if held != min(num_added, here):
+        raise CheckpointError(
+            f"{checkpoint.path}: its replay memory held {held} of {num_added} rows with "
+            f"replay.capacity_rows={then}, and here that is {here}; resume with the same"
+        )
+    return held
 
 
 def _under(tensors: Mapping[str, torch.Tensor], group: str) -> dict[str, torch.Tensor]:
@@ -141,16 +169,16 @@ def _refilled(
     plan: Plan,
     checkpoint: Checkpoint,
     about: Mapping[str, Any],
-    num_added: int,
+    held: int,
 ) -> Any:
     """The rows that a rank held, oldest first, made again from the lake."""
     assert origins is not None  # only a replay memory's rows are looked for in a lake
     reader = BatchReader(plan, learner.world.device, learner.reads)
     segments = [Segment.from_json(data) for data in about["segments"]]
-    held = min(num_added, learner.memory.capacity_rows)
     tables = stored_fragments(
         Storage.at(about["lake"]),
-        version=checkpoint.state["lake"]["versions"]["steps"],
+        # None where the session had logged no step: those of the sessions before are there.
+        version=checkpoint.state["lake"]["versions"].get(s.STEPS.name),
         segments=segments,
         spec=plan.rollout,
         rank=learner.world.rank,
@@ -159,9 +187,7 @@ def _refilled(
     )
     wanted = set(learner.reads)
     batches: list[Batch] = []
-    for table in tables:
-        fragment = table.column(c.FRAGMENT_ID)[0].as_py()
-        segment = next(each for each in segments if each.first <= fragment < each.end)
+    for segment, table in _placed(segments, tables):
         origins.consumed((about["lake"], segment.run_id, segment.session), [table])
         for operator in plan.dataflow.source.then:
             # Priorities are the memory's own; what made the first ones is not in the lake.
@@ -170,10 +196,25 @@ def _refilled(
         batches.append(reader([table]))
     if not batches:
         return {}
-    names = batches[0].names
+    names = (c.OBS, *learner.reads)  # as the learner adds them
     joined = {name: tree_cat([getattr(batch, name) for batch in batches]) for name in names}
     surplus = sum(batch.rows for batch in batches) - held
     return Batch({k: tree_map(lambda x: x[surplus:], tree) for k, tree in joined.items()})
+
+
+def _placed(
+    segments: Sequence[Segment], tables: Iterable[pa.Table]
+) -> Iterator[tuple[Segment, pa.Table]]:
+    """Each fragment with its segment, of which the first one has the oldest fragment."""
+    left, before = deque(segments), END
+    for table in tables:
+        fragment = table.column(c.FRAGMENT_ID)[0].as_py()
+        # Ids start again from lower ones where a run went on with fewer fragments a version.
+        while not max(left[0].first, before + 1) <= fragment < left[0].end:
+            left.popleft()
+            before = END
+        before = fragment
+        yield left[0], table
 
 
 def tree_cat(trees: Sequence[Any]) -> Any:

@@ -115,8 +115,9 @@ class ReplayLearner(Learner[C]):
         """Gradient steps for `rows` more rows on this rank; the same number on every rank."""
         seen = self.env_steps + sum(self.world.gather_objects(rows))
         worth = max(0, seen - self.config.learning_starts_rows) * self.config.updates_per_row
-        # rounded first: 0.1 x 30 is 3.0000000000000004, but 0.7 x 10 is 6.999999999999999
-        return math.floor(round(worth, 6)) - self.updates
+        # Rounded first, because 0.29 x 100 is 28.999999999999996. None are due for a while where a
+        # run goes on with fewer updates a row.
+        return max(0, math.floor(round(worth, 6)) - self.updates)
 
     def _prepared(self, batch: Batch, is_weight: torch.Tensor | None) -> Batch:
         if is_weight is None:
@@ -178,6 +179,11 @@ class Follower:
     def __init__(self, target: nn.Module, optimizer: FlatOptimizer, config: TargetConfig) -> None:
         self._flat = flatten_parameters(list(target.parameters()))
         self._source = optimizer.flat
+        if self._flat.shape != self._source.shape:
+            raise ValueError(
+                f"Follower: the copy has {len(self._flat)} numbers, its network trains "
+                f"{len(self._source)}; a network with a slow copy must train all its parameters"
+            )
         self._tau, self._period = config.tau, config.period_updates
 
     @torch.no_grad()
@@ -188,6 +194,15 @@ class Follower:
                 self._flat.copy_(self._source)
             else:
                 self._flat.lerp_(self._source, self._tau)
+
+
+def noted_steps(
+    critic: Mapping[str, torch.Tensor | float], actor: Mapping[str, torch.Tensor | float]
+) -> dict[str, torch.Tensor | float]:
+    """What `Learner.step` notes of two optimisers, none hiding the other's norm or refusal."""
+    norms = {"grad_norm": critic["grad_norm"], "actor_grad_norm": actor["grad_norm"]}
+    skipped = max(float(critic["skipped"]), float(actor["skipped"]))
+    return {**critic, **actor, **norms, "skipped": skipped}
 
 
 def follower_of(module: nn.Module) -> nn.Module:

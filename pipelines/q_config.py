@@ -27,8 +27,8 @@ class QConfig(Group):
     v_max: float = 10.0
     """Greatest of the fixed values."""
     huber_delta: float | None = Field(default=1.0, gt=0)
-    """|td_error| beyond which the loss grows linearly; None is the squared error. Of quantiles
-    too."""
+    """|td_error| beyond which the loss grows linearly, of quantiles too; None is the squared error,
+    and for quantiles the plain quantile loss."""
 
     @model_validator(mode="after")
     def _range(self) -> Self:

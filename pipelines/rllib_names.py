@@ -9,7 +9,11 @@ from pipelines.config_errors import printable, shown
 _NO_RECURRENCE = "recurrent networks are not in this version; stack frames with connectors.obs"
 _NO_ATTENTION = "attention networks are not in this version; give a network as model.factory"
 _NO_MULTI_AGENT = "several policies in one run are not in this version"
-_NO_EXPLORATION = "on-policy algorithms explore by sampling; entropy_coef keeps them from settling"
+_EXPLORATION = (
+    "how to explore is the algorithm's: epsilon of dqn and apex, noise of td3, entropy_coef and "
+    "sampling of the others"
+)
+_REPLAY = "its keys are in replay here: replay.capacity_rows, replay.prioritized, replay.alpha"
 _RESTARTS = "a failed rollout worker is always restarted; faults.max_worker_restarts bounds it"
 _CONNECTOR = "an observation connector does that: connectors.obs lists them"
 _LAKE = "traces are read from and written to the lake; see docs/lake.md"
@@ -17,9 +21,9 @@ _ITERATION = "an iteration is one version: train_rows rows"
 
 RLLIB_NAMES: dict[str, str] = {
     # Rollouts
-    "num_workers": "rollout.num_workers (at least 1; --debug runs in one process)",
-    "num_rollout_workers": "rollout.num_workers (at least 1; --debug runs in one process)",
-    "num_env_runners": "rollout.num_workers (at least 1; --debug runs in one process)",
+    "num_workers": "rollout.num_workers",
+    "num_rollout_workers": "rollout.num_workers",
+    "num_env_runners": "rollout.num_workers",
     "num_envs": "rollout.num_envs",
     "num_envs_per_worker": "rollout.num_envs",
     "num_envs_per_env_runner": "rollout.num_envs",
@@ -29,7 +33,11 @@ RLLIB_NAMES: dict[str, str] = {
     "gym_env_vectorize_mode": "env.vectorization",
     "env_runners": "its keys are in rollout, env and resources here",
     "explore": "training always samples; evaluation.explore decides for evaluation",
-    "exploration_config": _NO_EXPLORATION,
+    "exploration_config": _EXPLORATION,
+    "epsilon": "epsilon (a number, or [[env_steps, value], ...])",
+    "initial_epsilon": _EXPLORATION,
+    "final_epsilon": _EXPLORATION,
+    "epsilon_timesteps": _EXPLORATION,
     "sample_timeout_s": "rollout workers stream fragments, so nothing waits for a sample to end",
     # Environment, observations, rewards, actions
     "env_config": "env.kwargs",
@@ -71,6 +79,40 @@ RLLIB_NAMES: dict[str, str] = {
     "kl_coeff": "there is no KL penalty; target_kl ends a version's epochs early instead",
     "use_kl_loss": "there is no KL penalty; target_kl ends a version's epochs early instead",
     "kl_target": "target_kl (ends a version's epochs early; there is no KL penalty)",
+    # Replay, Q values, soft actor-critics, asynchronous learners
+    "replay_buffer_config": _REPLAY,
+    "capacity": "replay.capacity_rows",
+    "prioritized_replay_alpha": "replay.alpha",
+    "prioritized_replay_beta": "replay.beta",
+    "prioritized_replay_eps": "replay.eps",
+    "num_steps_sampled_before_learning_starts": "learning_starts_rows",
+    "training_intensity": "updates_per_row (gradient steps, not rows, for each env step)",
+    "target_network_update_freq": "target.period_updates (gradient steps)",
+    "tau": "target.tau",
+    "n_step": "n_step",
+    "double_q": "q.double",
+    "dueling": "q.dueling",
+    "noisy": "q.noisy",
+    "num_atoms": "q.num_atoms (with q.atoms=categorical)",
+    "v_min": "q.v_min",
+    "v_max": "q.v_max",
+    "td_error_loss_fn": "q.huber_delta (null is the squared error)",
+    "twin_q": "num_critics (2 are twins)",
+    "initial_alpha": "temperature.init",
+    "target_entropy": "temperature.target_entropy",
+    "actor_lr": "actor_lr",
+    "critic_lr": "optim.lr",
+    "alpha_lr": "temperature.lr",
+    "policy_delay": "policy_delay",
+    "target_noise": "target_noise_scale",
+    "target_noise_clip": "target_noise_clip",
+    "num_quantiles": "num_quantiles",
+    "top_quantiles_to_drop_per_net": "drop_per_critic",
+    "vtrace_clip_rho_threshold": "rho_bar",
+    "vtrace_clip_pg_rho_threshold": "rho_bar",
+    "circular_buffer_num_batches": "buffer_versions",
+    "circular_buffer_iterations_per_batch": "num_passes",
+    "max_requests_in_flight_per_env_runner": "rollout.max_policy_lag (versions, which it bounds)",
     # Model
     "fcnet_hiddens": "model.hidden",
     "fcnet_activation": "model.activation",
@@ -165,9 +207,6 @@ RLLIB_NAMES: dict[str, str] = {
 
 _NOTHING_AT_0 = {0: None}
 RLLIB_VALUES: dict[str, dict[Any, Any]] = {
-    "num_workers": {0: 1},
-    "num_rollout_workers": {0: 1},
-    "num_env_runners": {0: 1},
     "batch_mode": {"truncate_episodes": "truncate"},
     "remote_worker_envs": {True: "async", False: "sync"},
     "observation_filter": {"MeanStdFilter": True, "NoFilter": False},

@@ -3,7 +3,7 @@
 import pickle
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,8 +133,13 @@ class RolloutWorker:
 
     def _run(self, command: Command) -> None:
         # As bytes: the coordinator must not import what the output is made of.
-        try:
-            output = cloudpickle.dumps(pickle.loads(command.payload)(self))
-        except Exception as error:  # noqa: BLE001 - raised again at the caller
-            output = pack_error(error)
+        output = self.call(lambda worker: pickle.loads(command.payload)(worker))
         ray.get(self._coordinator.finish.remote(command.id, output))
+
+    def call(self, fn: Callable[[Any], Any]) -> bytes:
+        """What `fn(worker)` gives or raises, for `ray_backend` to unpack."""
+        try:
+            output: bytes = cloudpickle.dumps(fn(self))
+        except Exception as error:  # noqa: BLE001 - raised again at the caller
+            return pack_error(error)
+        return output

@@ -6,7 +6,8 @@ arXiv:1910.07207 (discrete actions).
 Legend: B rows, A actions, K critics.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -24,6 +25,7 @@ from pipelines.off_policy import (
     Learned,
     ReplayLearner,
     frozen,
+    noted_steps,
     replayed,
     transitions,
 )
@@ -36,11 +38,13 @@ from pipelines.soft_actor import (
     temper,
 )
 from pipelines.specs import PolicyKind
+from pipelines.written_soft import WrittenSoft
 from rl_ops.batch import Batch
 from rl_ops.distributions import Categorical, SquashedGaussian
 from rl_ops.errors import SpecError
 from rl_ops.exploration import RandomFirst, Sample
 from rl_ops.learner import Loss
+from rl_ops.optim import FlatOptimizer
 from rl_ops.q_losses import taken, td_target
 from rl_ops.soft_losses import (
     soft_next_value,
@@ -65,14 +69,6 @@ class SACConfig(OffPolicyConfig):
     optim: OptimConfig = OptimConfig(lr=3e-4, eps=1e-8, max_grad_norm=None)
 
 
-class CriticLoss(NamedTuple):
-    """The critics' loss; td_error [K, B] and Q [K, B] of the rows, without gradient."""
-
-    loss: Loss
-    td_error: torch.Tensor
-    q: torch.Tensor
-
-
 class SACLearner(ReplayLearner[SACConfig]):
     """A step of the critics, of the actor and of the temperature on each minibatch drawn."""
 
@@ -94,27 +90,42 @@ class SACLearner(ReplayLearner[SACConfig]):
         modules, self._follower = build_soft(
             self, num_critics=self.config.num_critics, inputs=inputs, outputs=outputs
         )
+        self.written = WrittenSoft.of(self, modules)
         return modules
 
     def learn(self, batch: Batch) -> Learned:
         """See `ReplayLearner.learn`."""
         modules, config = self.modules, self.config
         alpha = modules.alpha
-        critic = self.critic_loss(batch, alpha)
-        lr, actor_lr = config.optim.lr, config.actor_lr
-        noted: dict[str, Any] = {}
-        noted |= self.step(modules.critic_optimizer, critic.loss, lr=self.at(lr))
-        actor_loss, entropy_B = self.actor_loss(batch, alpha)
-        noted |= self.step(
-            modules.actor_optimizer, actor_loss, lr=self.at(lr if actor_lr is None else actor_lr)
-        )
-        noted |= temper(self, entropy_B, self.target_entropy)
+        lr = self.at(config.optim.lr)
+        actor_lr = lr if config.actor_lr is None else self.at(config.actor_lr)
+        losses = self if self.written is None else self.written
+        critic_loss, td_error_KB, q_KB = losses.critic_loss(batch, alpha)
+        critic_step = self._take(modules.critic_optimizer, critic_loss, lr=lr)
+        actor_loss, entropy_B = losses.actor_loss(batch, alpha)
+        actor_step = self._take(modules.actor_optimizer, actor_loss, lr=actor_lr)
+        noted: dict[str, Any] = {**noted_steps(critic_step, actor_step)}
+        noted |= temper(self, entropy_B, self.target_entropy, is_weight=batch.is_weight)
         self._follower.follow(self.updates)
-        noted |= {"alpha": alpha, "entropy": entropy_B.mean(), "q_mean": critic.q.mean()}
-        return Learned(noted, critic.td_error.abs().mean(0))
+        noted |= {"alpha": alpha, "entropy": entropy_B.mean(), "q_mean": q_KB.mean()}
+        return Learned(noted, td_error_KB.abs().mean(0))
 
-    def critic_loss(self, batch: Batch, alpha: torch.Tensor) -> CriticLoss:
-        """Half the squared td error, summed over critics (Haarnoja et al. 2018, eq. 5)."""
+    def _take(
+        self, optimizer: FlatOptimizer, loss: Loss, *, lr: float
+    ) -> Mapping[str, torch.Tensor | float]:
+        """A step down a loss, whose gradient is there already where it was written out."""
+        if self.written is None:
+            return self.step(optimizer, loss, lr=lr)
+        return self.checked(loss.terms, optimizer.descend(lr=lr))
+
+    def critic_loss(
+        self, batch: Batch, alpha: torch.Tensor
+    ) -> tuple[Loss, torch.Tensor, torch.Tensor]:
+        """Half the squared td error, summed over critics (Haarnoja et al. 2018, eq. 5).
+
+        Returns:
+            The loss, and without gradient the rows' td error and Q, [K, B] each.
+        """
         critics = self.modules.critics
         target_B = td_target(
             batch.return_n, batch.bootstrap_discount, self.next_value(batch.bootstrap_obs, alpha)
@@ -125,7 +136,7 @@ class SACLearner(ReplayLearner[SACConfig]):
             q_KB = critics(batch.obs, batch.action)[..., 0]
         td_error_KB = target_B - q_KB
         loss = 0.5 * (batch.is_weight * td_error_KB.square()).mean(1).sum()
-        return CriticLoss(Loss({"critic_loss": loss}, {}), td_error_KB.detach(), q_KB.detach())
+        return Loss({"critic_loss": loss}, {}), td_error_KB.detach(), q_KB.detach()
 
     @torch.no_grad()
     def next_value(self, obs: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:

@@ -98,10 +98,11 @@ def build_soft(
 
 
 def target_entropy(given: float | None, distribution: Any) -> float:
-    """Nats that a learned temperature aims at (Haarnoja et al. 2018, appendix D; for discrete
+    """Nats that a learned temperature aims at.
 
-    actions Christodoulou 2019 has 0.98 of the greatest entropy, at which a policy of few actions
-    never becomes decided; half of it is ours).
+    Source: Haarnoja et al. 2018, arXiv:1812.05905, appendix D. Differs: for discrete actions half
+    of the greatest entropy, not the 0.98 of Christodoulou 2019, at which a policy of few actions
+    never becomes decided.
     """
     if given is not None:
         return given
@@ -118,7 +119,7 @@ def sample(learner: ReplayLearner[Any], params_BP: torch.Tensor) -> tuple[Any, t
 
 
 def temper(
-    learner: ReplayLearner[Any], entropy_B: torch.Tensor, wanted: float
+    learner: ReplayLearner[Any], entropy_B: torch.Tensor, wanted: float, *, is_weight: torch.Tensor
 ) -> dict[str, torch.Tensor | float]:
     """A step of a learned temperature towards `wanted` nats; what to note of it."""
     given: TemperatureConfig = learner.config.temperature
@@ -126,6 +127,7 @@ def temper(
     if given.alpha != "auto":
         return {}
     loss_B = temperature_loss(modules.temperature.log_alpha, entropy_B, wanted)
+    loss = Loss({"alpha_loss": (is_weight * loss_B).mean()}, {})
     lr = learner.at(learner.config.optim.lr if given.lr is None else given.lr)
-    noted = learner.step(modules.alpha_optimizer, Loss({"alpha_loss": loss_B.mean()}, {}), lr=lr)
+    noted = learner.step(modules.alpha_optimizer, loss, lr=lr)
     return {"alpha_loss": noted["alpha_loss"]}

@@ -30,6 +30,7 @@ from pipelines.off_policy import (
     ReplayLearner,
     follower_of,
     frozen,
+    noted_steps,
     replayed,
     transitions,
 )
@@ -124,14 +125,14 @@ class TD3Learner(ReplayLearner[TD3Config]):
         modules, config = self.modules, self.config
         lr = self.at(config.optim.lr)
         loss, td_error_KB, q = self.critic_loss(batch)
-        noted: dict[str, Any] = {"q_mean": q}
-        noted |= self.step(modules.critic_optimizer, loss, lr=lr)
+        noted: dict[str, Any] = {**self.step(modules.critic_optimizer, loss, lr=lr)}
         acts, rest = divmod(self.updates, config.policy_delay)
         if rest == 0:
-            noted |= self.step(modules.actor_optimizer, self.actor_loss(batch), lr=lr)
+            step = self.step(modules.actor_optimizer, self.actor_loss(batch), lr=lr)
+            noted = noted_steps(noted, step)
             for follower in self._followers:
                 follower.follow(acts)
-        return Learned(noted, td_error_KB.abs().mean(0))
+        return Learned({**noted, "q_mean": q}, td_error_KB.abs().mean(0))
 
     def critic_loss(self, batch: Batch) -> tuple[Loss, torch.Tensor, torch.Tensor]:
         """Squared td error, summed over critics (algorithm 1); td error [K, B]; the mean value."""

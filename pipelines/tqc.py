@@ -18,6 +18,7 @@ from pipelines.off_policy import (
     Learned,
     ReplayLearner,
     frozen,
+    noted_steps,
     replayed,
     transitions,
 )
@@ -90,11 +91,11 @@ class TQCLearner(ReplayLearner[TQCConfig]):
         modules, lr = self.modules, self.at(self.config.optim.lr)
         alpha = modules.alpha
         critic_loss, td_error_B, q = self.critic_loss(batch, alpha)
-        noted: dict[str, Any] = {}
-        noted |= self.step(modules.critic_optimizer, critic_loss, lr=lr)
+        critic_step = self.step(modules.critic_optimizer, critic_loss, lr=lr)
         actor_loss, entropy_B = self.actor_loss(batch, alpha)
-        noted |= self.step(modules.actor_optimizer, actor_loss, lr=lr)
-        noted |= temper(self, entropy_B, self.target_entropy)
+        actor_step = self.step(modules.actor_optimizer, actor_loss, lr=lr)
+        noted: dict[str, Any] = {**noted_steps(critic_step, actor_step)}
+        noted |= temper(self, entropy_B, self.target_entropy, is_weight=batch.is_weight)
         self._follower.follow(self.updates)
         noted |= {"alpha": alpha, "entropy": entropy_B.mean(), "q_mean": q}
         return Learned(noted, td_error_B.abs())

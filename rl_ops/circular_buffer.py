@@ -9,28 +9,33 @@ from collections.abc import Mapping
 import torch
 
 from rl_ops.batch import Batch
+from rl_ops.row_memory import RowMemory, flat_columns
 
 
 class CircularBuffer:
-    """Keeps the newest batches whole, and gives them in turn.
+    """Keeps the newest batches whole, and gives them in turn, from the newest backwards.
 
-    With K calls of `next` to one of `add`, each batch is given K times before it is dropped.
+    With K calls of `next` after each `add`, each batch is given K times before it is dropped; the
+    first capacity - 1 more often, because there is nothing older in their time.
 
     Args:
         capacity: batches.
+        device: where batches lie that `load` brings back.
 
     Source: Luo et al. 2020, arXiv:1912.00167, section 3.2.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, device: torch.device) -> None:
         if capacity < 1:
             raise ValueError(f"capacity={capacity}; a buffer holds at least one batch")
+        self._device = device
         self._batches: deque[Batch] = deque(maxlen=capacity)
         self._uses = 0
 
     def add(self, batch: Batch) -> None:
-        """Put a batch in, in the place of the oldest where it is full."""
+        """Put a batch in, in the place of the oldest where it is full; its turn is next."""
         self._batches.append(batch)
+        self._uses = 0  # counted on, turns would drift against ages, and batches be left out
 
     def next(self) -> Batch:
         """The batch whose turn it is.
@@ -40,7 +45,7 @@ class CircularBuffer:
         """
         if not self._batches:
             raise ValueError("the buffer is empty; add a batch first")
-        # From the newest backwards: the first use of rows is while they are fresh.
+        # The first use of rows is while they are fresh.
         chosen = self._batches[-1 - self._uses % len(self._batches)]
         self._uses += 1
         return chosen
@@ -51,12 +56,10 @@ class CircularBuffer:
         return {"uses": torch.tensor(self._uses), "rows": torch.tensor(rows, dtype=torch.int64)}
 
     def contents(self) -> dict[str, torch.Tensor]:
-        """All rows, oldest batch first, by column."""
-        if not self._batches:
-            return {}
-        names = self._batches[0].names
-        columns = {name: [getattr(batch, name) for batch in self._batches] for name in names}
-        return {name: torch.cat(parts) for name, parts in columns.items()}
+        """All rows, oldest batch first; trees flat: "action.key", "action.0"."""
+        batches = [flat_columns(batch) for batch in self._batches]
+        names = batches[0] if batches else ()
+        return {name: torch.cat([batch[name] for batch in batches]) for name in names}
 
     def load(self, state: Mapping[str, torch.Tensor], rows: Mapping[str, torch.Tensor]) -> None:
         """The inverse of `state` and `contents`.
@@ -70,6 +73,9 @@ class CircularBuffer:
             raise ValueError(f"the buffer held {sum(sizes)} rows, and there are {wrong or 'none'}")
         self._uses = int(state["uses"])
         self._batches.clear()
-        parts = {name: torch.split(column, sizes) for name, column in rows.items()}
-        for i in range(len(sizes)):
-            self._batches.append(Batch({name: part[i] for name, part in parts.items()}))
+        if not sizes:
+            return
+        memory = RowMemory(rows, sum(sizes), device=self._device)
+        memory.write(rows, first=0)
+        for slots in torch.split(torch.arange(sum(sizes), device=self._device), sizes):
+            self._batches.append(memory.batch(memory.take(slots), len(slots)))

@@ -108,6 +108,11 @@ class Greedy(Act):
 
     kind: ClassVar[str] = "greedy"
 
+    def check(self, distribution: Distribution) -> None:
+        """See `Act.check`."""
+        if isinstance(distribution, Deterministic):
+            raise SpecError("Greedy: a deterministic policy's mode has no logp; use AddNoise(0.0)")
+
     def choose(self, distribution: Distribution, params: Array, now: Moment) -> Any:  # noqa: ARG002
         """See `Act.choose`."""
         return distribution.mode(params)
@@ -166,9 +171,8 @@ class EpsilonGreedy(Act):
 
     def choose(self, distribution: Distribution, params: Array, now: Moment) -> Any:  # noqa: ARG002
         """See `Act.choose`; params are Q values."""
-        last = params.shape[1] - 1
-        # below 1 times A, rounded up in float32, may be A
-        random_N = np.minimum((now.noise[:, 1] * (last + 1)).astype(np.int64), last)
+        # the largest float32 below 1, times A, stays below A
+        random_N = (now.noise[:, 1] * params.shape[1]).astype(np.int64)
         explores_N = now.noise[:, 0] < now.levels[c.EPSILON]
         return np.where(explores_N, random_N, params.argmax(1))
 
@@ -280,6 +284,8 @@ class RandomFirst(Act):
         """See `Act.check`."""
         self.then.check(distribution)
         _uniform_size(distribution)
+        if c.EPSILON in self.then.columns:
+            raise SpecError(f"RandomFirst: {self.then} has an epsilon of its own; put it there")
 
     def levels(self, env_steps: int, env_ids: Array) -> dict[str, Array]:
         """See `Act.levels`."""

@@ -196,6 +196,14 @@ def huber(td_error: Tensor, *, delta: float = 1.0) -> Tensor:
     return huber_loss(td_error, torch.zeros_like(td_error), reduction="none", delta=delta)
 
 
+def huber_slope(td_error: Tensor, *, delta: float | None = 1.0) -> Tensor:
+    """The derivative of `huber` by td_error; of half its square where delta is None.
+
+    dloss/dtd = clip(td, -delta, delta)
+    """
+    return td_error if delta is None else td_error.clamp(-delta, delta)
+
+
 def approx_kl(logp: Tensor, old_logp: Tensor) -> Tensor:
     """Estimate KL(old || new) from actions of the old policy, unbiased and never negative.
 

@@ -51,7 +51,7 @@ class Pullback:
         parameters += [p for head in heads for p in (head.weight, head.bias)]
         # Views: the optimiser steps the same memory in place.
         self._values = [p.detach() for p in parameters]
-        self._grads = [_grad_of(p) for p in parameters]
+        self._grads = [grad_of(p) for p in parameters]
         self._free = getattr(model, "free_params", None)
         self._tape: tuple[list[Tensor], _Back] | None = None
 
@@ -106,7 +106,7 @@ class Pullback:
     def _head_gradients(self, top_KBD: Tensor, d_params_BP: Tensor, d_value_B1: Tensor) -> None:
         actor, actor_bias, critic, critic_bias = self._grads[-4:]
         if self._free is not None:
-            torch.sum(d_params_BP[:, self._size :], 0, out=_grad_of(self._free))
+            torch.sum(d_params_BP[:, self._size :], 0, out=grad_of(self._free))
             d_params_BP[:, self._size :] = 0.0  # the network's own output there is replaced
         torch.mm(d_params_BP.t(), top_KBD[0], out=actor)
         torch.sum(d_params_BP, 0, out=actor_bias)
@@ -171,7 +171,8 @@ _DISTRIBUTIONS: Final[dict[type, Callable[[Tensor, Tensor, bool], Any]]] = {
 }
 
 
-def _grad_of(parameter: Tensor) -> Tensor:
+def grad_of(parameter: Tensor) -> Tensor:
+    """A parameter's gradient tensor, which its optimiser made."""
     if parameter.grad is None:
         raise ValueError("a Pullback needs parameters with gradients; make their optimiser first")
     return parameter.grad

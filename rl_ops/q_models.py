@@ -110,10 +110,9 @@ class QNetwork(nn.Module):
 
     def outputs(self, obs: torch.Tensor) -> torch.Tensor:
         """Obs [B, *shape] → [B, A, N]: logits of the fixed values, quantiles, or Q with N = 1."""
+        shape = len(obs), self.q.num_actions, self.q.num_atoms
         hidden = self._hidden(obs)
-        advantage_BAN = self._run(self.advantage, hidden).view(
-            len(obs), self.q.num_actions, self.q.num_atoms
-        )
+        advantage_BAN = self._run(self.advantage, hidden).view(shape)
         if self.value is None:
             return advantage_BAN
         value_B1N = self._run(self.value, hidden).unsqueeze(1)
@@ -139,13 +138,16 @@ class QNetwork(nn.Module):
             value_B = self._run(self.value, self._hidden(obs))[:, 0]
         return value_B, q_BA - value_B.unsqueeze(1)
 
-    def _hidden(self, obs: torch.Tensor) -> torch.Tensor:
+    def _flat(self, obs: torch.Tensor) -> torch.Tensor:
+        """What the first fully connected layer is fed."""
         if self.conv is not None:
-            x: torch.Tensor = self.conv(obs)
-        else:
-            x = obs.float().reshape(len(obs), -1)
-            if self.spec.obs_scale != 1.0:
-                x = x * self.spec.obs_scale
+            features: torch.Tensor = self.conv(obs)
+            return features
+        x = obs.float().reshape(len(obs), math.prod(obs.shape[1:]))
+        return x if self.spec.obs_scale == 1.0 else x * self.spec.obs_scale
+
+    def _hidden(self, obs: torch.Tensor) -> torch.Tensor:
+        x = self._flat(obs)
         for layer in self.trunk:
             x = self._activation(layer(x))
         return x
@@ -173,7 +175,7 @@ class CriticEnsemble(nn.Module):
 
     def __init__(self, spec: ModelSpec, *, num_critics: int, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.num_critics = num_critics
+        self.spec, self.num_critics = spec, num_critics
         self._scale = spec.obs_scale
         self._activation = ACTIVATIONS[spec.activation]
         self.conv = ConvEncoder(spec) if spec.kind == "cnn" else None
@@ -185,7 +187,7 @@ class CriticEnsemble(nn.Module):
             bias = torch.empty(num_critics, 1, b).uniform_(-bound, bound)
             self.register_parameter(f"weight_{i}", nn.Parameter(weight))
             self.register_parameter(f"bias_{i}", nn.Parameter(bias))
-        self._layers = len(sizes) - 1
+        self.num_layers = len(sizes) - 1
 
     def layer(self, i: int) -> tuple[Any, Any]:
         """Weight [K, D, H] and bias [K, 1, H]."""
@@ -196,15 +198,15 @@ class CriticEnsemble(nn.Module):
         if self.conv is not None:
             x: torch.Tensor = self.conv(obs)
         else:
-            x = obs.float().reshape(len(obs), -1)
+            x = obs.float().reshape(len(obs), math.prod(obs.shape[1:]))
             if self._scale != 1.0:
                 x = x * self._scale
         if action is not None:
-            x = torch.cat([x, action.reshape(len(action), -1)], 1)
+            x = torch.cat([x, action.reshape(len(action), math.prod(action.shape[1:]))], 1)
         x = x.expand(self.num_critics, -1, -1)
-        for i in range(self._layers):
+        for i in range(self.num_layers):
             weight, bias = self.layer(i)
             x = torch.baddbmm(bias, x, weight)
-            if i < self._layers - 1:
+            if i < self.num_layers - 1:
                 x = self._activation(x)
         return x

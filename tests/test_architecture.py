@@ -81,6 +81,8 @@ COLUMN_WORDS = {
     "rl_ops/q_inference.py": {"value", "advantage"},
     # words of error messages
     "rl_ops/deterministic.py": {"logp"},
+    # RLlib's own names
+    "pipelines/rllib_names.py": {"epsilon"},
     # keys of `extras` that Policy.act returns
     "rl_ops/policy.py": {"logp", "value", "action"},
     # the batch's own name of whichever column feeds the module

@@ -3,19 +3,17 @@
 T time, B environments, R rows of one iteration, M rows of a minibatch.
 """
 
-from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 import torch
-from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from benchmarks.peers.reporting import MATCHED, Arguments, parse_arguments, report
+from benchmarks.peers.cleanrl_parts import Returns, sync_envs
+from benchmarks.peers.matched import PPO as MATCHED
+from benchmarks.peers.reporting import Arguments, parse_arguments, report
 
 
 def layer(inputs: int, outputs: int, gain: float) -> nn.Linear:
@@ -37,26 +35,6 @@ def tanh_net(inputs: int, outputs: int, last_gain: float) -> nn.Sequential:
     )
 
 
-@dataclass
-class Returns:
-    """Undiscounted returns of the episodes that ended, the last hundred kept."""
-
-    running: npt.NDArray[np.float64]
-    ended: deque[float] = field(
-        default_factory=lambda: deque(maxlen=MATCHED.return_window_episodes)
-    )
-
-    def step(self, reward_B: npt.NDArray[np.float64], done_B: npt.NDArray[np.bool_]) -> None:
-        self.running += reward_B
-        for index in np.flatnonzero(done_B):
-            self.ended.append(float(self.running[index]))
-            self.running[index] = 0.0
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.ended)) if self.ended else float("nan")
-
-
 class Trainer:
     """Environments, two nets, one optimiser and the preallocated [T, B] storage."""
 
@@ -72,7 +50,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.parameters, lr=MATCHED.lr, eps=MATCHED.adam_eps)
         self.obs_B = torch.as_tensor(obs_B, dtype=torch.float32)
         self.done_B = torch.zeros(B)
-        self.returns = Returns(np.zeros(B))
+        self.returns = Returns(B, window_episodes=MATCHED.window_episodes)
         self.obs = torch.zeros(T, B, num_features)
         self.action = torch.zeros(T, B, dtype=torch.long)
         self.logp, self.reward = torch.zeros(T, B), torch.zeros(T, B)
@@ -154,12 +132,7 @@ class Trainer:
 def make_envs(vectorization: str) -> gym.vector.VectorEnv:
     """Environments stepped in turn as the original does, or gymnasium's native CartPole."""
     if vectorization == "sync":
-        return gym.make_vec(
-            MATCHED.env,
-            num_envs=MATCHED.num_envs,
-            vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP},
-        )
+        return sync_envs(MATCHED.env, num_envs=MATCHED.num_envs)
     return gym.make_vec(
         MATCHED.env, num_envs=MATCHED.num_envs, vectorization_mode="vector_entry_point"
     )

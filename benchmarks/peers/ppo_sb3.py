@@ -2,36 +2,11 @@
 
 import torch
 from stable_baselines3 import PPO  # type: ignore[import-not-found]
-from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[import-not-found]
 from stable_baselines3.common.env_util import make_vec_env  # type: ignore[import-not-found]
 
-from benchmarks.peers.reporting import MATCHED, Arguments, parse_arguments, report
-
-
-class Reporter(BaseCallback):  # type: ignore[misc]
-    """Reports after each update, and ends training once the return is reached."""
-
-    def __init__(self, stop_return: float) -> None:
-        super().__init__()
-        self.stop_return = stop_return
-        self.reached = False
-
-    def report_iteration(self) -> None:
-        episodes = self.model.ep_info_buffer
-        mean = sum(e["r"] for e in episodes) / len(episodes) if episodes else float("nan")
-        self.reached = mean >= self.stop_return
-        report(self.model.num_timesteps, mean)
-
-    def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps > 0:
-            self.report_iteration()
-
-    def _on_step(self) -> bool:
-        return not self.reached
-
-    def _on_training_end(self) -> None:
-        if not self.reached:
-            self.report_iteration()
+from benchmarks.peers.matched import PPO as MATCHED
+from benchmarks.peers.reporting import Arguments, parse_arguments
+from benchmarks.peers.sb3_reporter import Reporter
 
 
 def build(args: Arguments) -> PPO:
@@ -53,7 +28,7 @@ def build(args: Arguments) -> PPO:
             "net_arch": {"pi": list(MATCHED.hidden), "vf": list(MATCHED.hidden)},
             "optimizer_kwargs": {"eps": MATCHED.adam_eps},
         },
-        stats_window_size=MATCHED.return_window_episodes,
+        stats_window_size=MATCHED.window_episodes,
         seed=args.seed,
         device="cpu",
     )
@@ -62,7 +37,8 @@ def build(args: Arguments) -> PPO:
 def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
-    build(args).learn(args.env_steps, callback=Reporter(args.stop_return), log_interval=None)
+    reporter = Reporter(args.stop_return, period_steps=MATCHED.train_rows)
+    build(args).learn(args.env_steps, callback=reporter, log_interval=None)
 
 
 if __name__ == "__main__":

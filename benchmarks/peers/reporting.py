@@ -1,40 +1,14 @@
-"""What every peer script shares: arguments, matched settings, one JSON line per iteration."""
+"""What every peer script shares: arguments, and one JSON line per iteration."""
 
 import argparse
 import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-
-@dataclass(frozen=True)
-class Matched:
-    """The settings of PPO CartPole-v1 that all contestants use; 2048 rows an iteration."""
-
-    env: str = "CartPole-v1"
-    num_envs: int = 32
-    fragment_steps: int = 64
-    minibatch_rows: int = 256
-    num_epochs: int = 10
-    lr: float = 3e-4
-    adam_eps: float = 1e-5
-    gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip_eps: float = 0.2
-    value_coef: float = 0.5
-    entropy_coef: float = 0.0
-    max_grad_norm: float = 0.5
-    hidden: tuple[int, int] = (64, 64)
-    return_window_episodes: int = 100
-
-    @property
-    def train_rows(self) -> int:
-        return self.num_envs * self.fragment_steps
-
-
-MATCHED = Matched()
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -46,6 +20,9 @@ class Arguments:
     seed: int
     threads: int
     vectorization: str
+    num_envs: int
+    num_runners: int
+    num_learners: int
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -56,6 +33,11 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1, help="torch threads of the learner")
     parser.add_argument("--vectorization", choices=("sync", "vector_entry_point"), default="sync")
+    parser.add_argument(
+        "--num-envs", type=int, default=1, help="stepping together; PPO's are matched"
+    )
+    parser.add_argument("--num-runners", type=int, default=1, help="RLlib's; 0 is in its driver")
+    parser.add_argument("--num-learners", type=int, default=0, help="RLlib's; 0 is in its driver")
     return Arguments(**vars(parser.parse_args(argv)))
 
 
@@ -74,3 +56,14 @@ def report(env_steps: int, episode_return_mean: float) -> None:
         "episode_return_mean": episode_return_mean if math.isfinite(episode_return_mean) else None,
     }
     print(json.dumps(line), flush=True)
+
+
+def new_returns(runners: Mapping[str, Any]) -> list[float]:
+    """The mean return of the episodes of an RLlib iteration, once for each of them.
+
+    RLlib's own mean covers one iteration; the comparison wants that of the latest episodes. Where
+    none ended the number is absent or NaN.
+    """
+    num_episodes = float(runners.get("num_episodes", 0.0))
+    mean = float(runners.get("episode_return_mean", math.nan))
+    return [mean] * int(num_episodes) if math.isfinite(num_episodes * mean) else []

@@ -11,11 +11,14 @@ from pipelines.flow import FlowControl
 TIMEOUT_S = 5.0
 
 
-def make_coordinator(*, workers=1, fragments=1, lag=0, budget=None, ranks=1, incarnation=0):
+def make_coordinator(
+    *, workers=1, fragments=1, lag=0, lanes=None, budget=None, ranks=1, incarnation=0
+):
     flow = FlowControl(
         fragments_per_version=fragments,
         max_policy_lag=lag,
         num_workers=workers,
+        num_lanes=lanes,
         budget=budget,
     )
     return Coordinator(flow, ranks=ranks, incarnation=incarnation)
@@ -176,6 +179,21 @@ async def test_a_restarted_worker_gets_weights_again_and_its_ticket_the_old_frag
     assert (await claim("a")).fragment_id == 0
     claim = await seated(coordinator)
     assert await claim("a") == (0, 0, b"w0", None)
+
+
+@scenario
+async def test_a_worker_restarted_in_a_shared_lane_goes_on_behind_what_others_took_meanwhile():
+    coordinator = make_coordinator(workers=2, fragments=4, lanes=1)
+    first, second = await seated(coordinator, "a"), await seated(coordinator, "b")
+    await coordinator.advance(0, b"w0", None)
+    assert (await first("a0")).fragment_id == 0
+    assert (await second("b0")).fragment_id == 1
+    first = await seated(coordinator, "a")
+    assert (await second("b1")).fragment_id == 2
+    assert [(await first(ticket)).fragment_id for ticket in ("a0", "a1")] == [0, 3]
+    assert await waits(waiting := second("b2"))
+    await coordinator.advance(1, b"w1", result_of(1))
+    assert (await waiting).fragment_id == 4
 
 
 @scenario

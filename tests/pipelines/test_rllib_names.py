@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 
+from pipelines import ALGORITHMS
 from pipelines.config_schema import fields_of
 from pipelines.loading import ConfigError, build_config, config_class, json_layer
 from pipelines.rllib_names import RLLIB_NAMES, RLLIB_VALUES, STOP_NAMES, rllib_answer
 
 PPO = fields_of(config_class("ppo"))
+ANY = {path for algo in ALGORITHMS for path in fields_of(config_class(algo))}
+"""Settings that some algorithm has."""
 
 
 def answer(text: str, algo: str = "ppo") -> str:
@@ -21,7 +24,7 @@ def answer(text: str, algo: str = "ppo") -> str:
     ("given", "message"),
     [
         ('{"num_workers": 8}', "RLlib's name (got 8); write rollout.num_workers=8"),
-        ('{"num_workers": 0}', "write rollout.num_workers=1 (at least 1; --debug runs in one proc"),
+        ('{"num_workers": 0}', "write rollout.num_workers=0"),
         ('{"num_env_runners": 2}', "write rollout.num_workers=2"),
         ('{"num_envs_per_worker": 4}', "write rollout.num_envs=4"),
         ('{"rollout.num_envs_per_env_runner": 4}', "write rollout.num_envs=4"),
@@ -72,10 +75,28 @@ def test_a_name_that_another_algorithm_has_is_said_to_be_missing_here() -> None:
 
 @pytest.mark.parametrize("name", RLLIB_NAMES)
 def test_every_name_is_answered(name: str) -> None:
-    message = rllib_answer(name, 1, known=PPO)
+    message = rllib_answer(name, 1, known=ANY)
     assert message
     # Also that every path in the table exists.
     assert "does not have" not in message
+
+
+@pytest.mark.parametrize(
+    ("algo", "given", "message"),
+    [
+        ("dqn", '{"double_q": false}', "write q.double=false"),
+        ("dqn", '{"target_network_update_freq": 500}', "write target.period_updates=500 (grad"),
+        ("dqn", '{"replay_buffer_config": {}}', "its keys are in replay here"),
+        ("apex", '{"exploration_config": {}}', "epsilon of dqn and apex"),
+        ("sac", '{"tau": 0.01}', "write target.tau=0.01"),
+        ("sac", '{"initial_alpha": 0.5}', "write temperature.init=0.5"),
+        ("td3", '{"twin_q": 2}', "write num_critics=2 (2 are twins)"),
+        ("impala", '{"vtrace_clip_rho_threshold": 2.0}', "write rho_bar=2.0"),
+        ("appo", '{"circular_buffer_num_batches": 4}', "write buffer_versions=4"),
+    ],
+)
+def test_names_of_off_policy_algorithms_are_answered(algo: str, given: str, message: str) -> None:
+    assert message in answer(given, algo=algo)
 
 
 def test_our_own_names_are_not_taken_for_rllibs() -> None:

@@ -1,5 +1,7 @@
 """Pipelines on a real Ray: the same rows and metrics as without, and an end without remains."""
 
+import gc
+import hashlib
 import json
 import os
 import signal
@@ -17,6 +19,7 @@ import ray
 from pipelines import ALGORITHMS, Pipeline, PPOConfig, config_class
 from pipelines.config_errors import ConfigError
 from pipelines.errors import TrainingError
+from pipelines.learn import LearnLoop
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,35 +121,136 @@ def test_a_worker_group_of_two_counts_all_rows_and_saves_each_generator(batch_mo
     assert len(set(state["generators"])) == 2
 
 
+# --- learners that roll out by themselves ---
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+def test_a_learner_that_rolls_out_by_itself_gives_the_metrics_of_debug_and_of_a_worker(
+    algo, tmp_path
+):
+    rollout = {"num_workers": 0, "num_envs": 4, "fragment_steps": 32}
+    soon = {"learning_starts_rows": 100} if algo == "dqn" else {"num_epochs": 2}
+    config = config_class(algo)(
+        env="CartPole-v1",
+        rollout=rollout,
+        model={"hidden": (8,)},
+        minibatch_rows=32,
+        resources={"rollout_cpus": 0.25},
+        connectors={"normalize_obs": True},
+        **soon,
+    )
+    own = run(config, tmp_path)
+    assert own == run(config, tmp_path, debug=True)
+    assert own == run(config.with_overrides({"rollout.num_workers": 1}), tmp_path)
+    assert json.loads(own[-1])["grad_steps"] > 0
+
+
+def test_a_learner_that_rolls_out_by_itself_pauses_and_obeys_as_workers_do(tmp_path):
+    class TwoWordsError(Exception):
+        """Can be pickled and not be read again."""
+
+        def __init__(self, one, other):
+            super().__init__(f"{one} {other}")
+
+    def raise_two_words(worker):
+        raise TwoWordsError("not", "readable")
+
+    with Pipeline(make_config(workers=0), storage=tmp_path, name="run") as pipeline:
+        check_calls_between_iterations(pipeline, workers=1)
+        with pytest.raises(RuntimeError, match="TwoWordsError: not readable"):
+            pipeline.foreach_rollout_worker(raise_two_words)
+        check_weights_set_by_hand(pipeline)
+        check_leaving_a_stream(pipeline)
+        check_saving_and_going_on(pipeline, tmp_path)
+
+
+def test_ranks_that_roll_out_by_themselves_stay_equal_and_count_all_rows(tmp_path):
+    """One run for all that two ranks are asked: a worker group takes long to start."""
+
+    def learner_digest(worker):
+        (loop,) = (each for each in gc.get_objects() if type(each) is LearnLoop)
+        tensors = loop.learner.modules.state()
+        data = [x.numpy().tobytes() for group in tensors.values() for x in group.values()]
+        return len(data), hashlib.sha256(b"".join(data)).hexdigest()
+
+    def env_steps(worker):
+        return worker.rollout.counters.env_steps
+
+    config = config_class("ddppo")(
+        env="Pendulum-v1",
+        rollout={"num_workers": 0, "num_envs": 4, "fragment_steps": 32},
+        model={"hidden": (8,)},
+        num_epochs=2,
+        minibatch_rows=32,
+        connectors={"normalize_obs": True, "normalize_reward": True},
+        resources={"learner_cpus": 0.25},
+    )
+    with Pipeline(config, storage=tmp_path, name="run") as pipeline:
+        results = [pipeline.train() for _ in range(3)]
+        first, second = pipeline.foreach_rollout_worker(learner_digest)
+        assert first == second
+        assert first[0] > 10
+        assert pipeline.foreach_rollout_worker(env_steps) == [3 * 4 * 32] * 2
+        ids = pipeline.foreach_rollout_worker_with_id(lambda i, worker: (i, worker.worker_id))
+        assert ids == [(0, 0), (1, 1)]
+        with pytest.raises(ZeroDivisionError):
+            pipeline.foreach_rollout_worker(lambda worker: 1 // (1 - worker.worker_id))
+        with pytest.raises(Exception, match="pickle|serialize"):
+            pipeline.foreach_rollout_worker(lambda worker: threading.Lock())
+        path = pipeline.save()
+        results.append(pipeline.train())
+        check_an_error_of_one_rank_ends_the_run(pipeline)
+    assert len(set(json.loads((path / "state.json").read_text())["generators"])) == 2
+    with Pipeline(config, storage=tmp_path / "debug", debug=True) as pipeline:
+        expected = [pipeline.train()["env_steps"] for _ in range(4)]
+    assert [result["env_steps"] for result in results] == expected == [256, 512, 768, 1024]
+
+
+def check_an_error_of_one_rank_ends_the_run(pipeline):
+    """The other rank would wait for its gradients for ever."""
+
+    def break_the_second(worker):
+        if worker.worker_id == 1:
+            worker.rollout.fragment = lambda fragment: 1 / 0
+
+    pipeline.foreach_rollout_worker(break_the_second)
+    start = time.monotonic()
+    with pytest.raises(TrainingError, match="rollout worker 1: ZeroDivisionError"):
+        list(pipeline.stream())
+    assert time.monotonic() - start < 30
+
+
 # --- pauses ---
 
 
 def test_a_pipeline_between_calls_takes_no_env_steps_and_obeys(tmp_path):
     """One run for all that a user does between iterations: they cost seconds each to start."""
     config = make_config(workers=2, lag=1)
-
-    def env_steps(worker):
-        return worker.rollout.counters.env_steps
-
     with Pipeline(config, storage=tmp_path, name="run") as pipeline:
-        # Paused from the start: the workers are there and have made nothing.
-        assert pipeline.foreach_rollout_worker(env_steps) == [0, 0]
-        result = pipeline.train()
-        made = pipeline.foreach_rollout_worker(env_steps)
-        time.sleep(0.3)
-        assert pipeline.foreach_rollout_worker(env_steps) == made
-        assert sum(made) == result["env_steps"]
-
-        ids = pipeline.foreach_rollout_worker_with_id(lambda i, worker: (i, worker.worker_id))
-        assert ids == [(0, 0), (1, 1)]
-        with pytest.raises(ZeroDivisionError):
-            pipeline.foreach_rollout_worker(lambda worker: 1 / 0)
-        with pytest.raises(Exception, match="pickle|serialize"):
-            pipeline.foreach_rollout_worker(lambda worker: threading.Lock())
-
+        check_calls_between_iterations(pipeline, workers=2)
         check_weights_set_by_hand(pipeline)
         check_leaving_a_stream(pipeline)
         check_saving_and_going_on(pipeline, tmp_path)
+
+
+def check_calls_between_iterations(pipeline, *, workers):
+    def env_steps(worker):
+        return worker.rollout.counters.env_steps
+
+    # Paused from the start: the workers are there and have made nothing.
+    assert pipeline.foreach_rollout_worker(env_steps) == [0] * workers
+    result = pipeline.train()
+    made = pipeline.foreach_rollout_worker(env_steps)
+    time.sleep(0.3)
+    assert pipeline.foreach_rollout_worker(env_steps) == made
+    assert sum(made) == result["env_steps"]
+
+    ids = pipeline.foreach_rollout_worker_with_id(lambda i, worker: (i, worker.worker_id))
+    assert ids == [(i, i) for i in range(workers)]
+    with pytest.raises(ZeroDivisionError):
+        pipeline.foreach_rollout_worker(lambda worker: 1 / 0)
+    with pytest.raises(Exception, match="pickle|serialize"):
+        pipeline.foreach_rollout_worker(lambda worker: threading.Lock())
 
 
 def check_weights_set_by_hand(pipeline):
@@ -203,10 +307,13 @@ def check_saving_and_going_on(pipeline, storage):
 # --- the end ---
 
 
-def test_closing_in_the_middle_of_a_stream_is_quick_and_leaves_no_actor_and_no_thread(tmp_path):
+@pytest.mark.parametrize("workers", [2, 0])
+def test_closing_in_the_middle_of_a_stream_is_quick_and_leaves_no_actor_and_no_thread(
+    workers, tmp_path
+):
     before = {thread.name for thread in threading.enumerate()}
     wait_until(lambda: not living_actors())
-    pipeline = Pipeline(make_config(workers=2, lag=1), storage=tmp_path)
+    pipeline = Pipeline(make_config(workers=workers, lag=1), storage=tmp_path)
     for result in pipeline.stream():
         if result["training_iteration"] == 3:
             start = time.monotonic()
@@ -249,15 +356,18 @@ def faulty(fault, **kwargs):
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    ("fault", "says", "workers"),
     [
-        ("shape", "SpecError: tests.envs:faulty.step: obs has shape (1,)"),
-        ("reset_shape", "SpecError: tests.envs:faulty.reset: obs has shape (1,)"),
-        ("step", "EnvError: tests.envs:faulty.step failed 2 times in a row (seed "),
+        ("shape", "SpecError: tests.envs:faulty.step: obs has shape (1,)", 1),
+        ("reset_shape", "SpecError: tests.envs:faulty.reset: obs has shape (1,)", 1),
+        ("step", "EnvError: tests.envs:faulty.step failed 2 times in a row (seed ", 1),
+        ("step", "EnvError: tests.envs:faulty.step failed 2 times in a row (seed ", 0),
     ],
 )
-def test_a_broken_environment_fails_the_run_with_its_name_and_what_it_did(fault, says, tmp_path):
-    config = make_config(faulty(fault), faults={"max_env_failures": 1})
+def test_a_broken_environment_fails_the_run_with_its_name_and_what_it_did(
+    fault, says, workers, tmp_path
+):
+    config = make_config(faulty(fault), workers=workers, faults={"max_env_failures": 1})
     message = failure_of(config, tmp_path)
     assert message.startswith("rollout worker 0: ")
     assert says in message

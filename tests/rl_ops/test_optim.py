@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from rl_ops.optim import FlatOptimizer
+from rl_ops.optim import FlatOptimizer, flatten_parameters
 from rl_ops.optim_spec import OptimSpec
 
 LR = 0.02
@@ -145,6 +145,33 @@ def test_parameters_stay_views_of_one_buffer() -> None:
     assert float(optimizer.flat.square().sum()) == pytest.approx(
         sum(float(x.square().sum()) for x in weights.values()), rel=1e-5
     )
+
+
+def test_flattened_parameters_are_views_of_one_buffer_with_their_values() -> None:
+    module = net()
+    before = [p.detach().clone() for p in module.parameters()]
+    flat = flatten_parameters(list(module.parameters()))
+    assert flat.numel() % 16 == 0
+    for parameter, expected in zip(module.parameters(), before, strict=True):
+        assert torch.equal(parameter.detach(), expected)
+        assert (parameter.data_ptr() - flat.data_ptr()) % 64 == 0, "own cache lines"
+    flat.fill_(2.0)
+    assert all((p == 2.0).all() for p in module.parameters())
+
+
+def test_a_flattened_copy_has_the_optimizers_layout() -> None:
+    module = net()
+    optimizer = FlatOptimizer([module], OptimSpec())
+    twin = copy.deepcopy(module).requires_grad_(False)
+    flat = flatten_parameters(list(twin.parameters()))
+    assert torch.equal(flat, optimizer.flat)
+    assert flat.data_ptr() != optimizer.flat.data_ptr()
+    for step in range(3):
+        optimizer.step(losses(module, step), lr=LR)
+    flat.copy_(optimizer.flat)
+    for mine, other in zip(twin.parameters(), module.parameters(), strict=True):
+        assert torch.equal(mine, other.detach())
+        assert not mine.requires_grad
 
 
 def test_a_module_that_two_share_is_trained_once() -> None:

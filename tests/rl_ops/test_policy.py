@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rl_ops import columns as c
 from rl_ops.connectors import FrameStackObs
 from rl_ops.errors import SpecError
-from rl_ops.exploration import Greedy, Sample
+from rl_ops.exploration import Act, AddNoise, EpsilonGreedy, Greedy, RandomFirst, Sample
+from rl_ops.model_spec import QSpec
+from rl_ops.models import build_model
 from rl_ops.policy import Policy, PolicySpec, Weights
 from rl_ops.recorder import Recorder
 from rl_ops.spaces import codec_for
@@ -217,6 +220,192 @@ def test_an_observation_that_fits_neither_space_nor_batch_is_refused(
 ) -> None:
     with pytest.raises(SpecError, match=words):
         policy_for(obs).act(value)
+
+
+# --- Q networks, actors alone, and how they explore ---
+
+Q_ENDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dueling": {"dueling": True},
+    "categorical": {"atoms": "categorical", "num_atoms": 5, "v_min": -1.0, "v_max": 2.0},
+    "quantile": {"atoms": "quantile", "num_atoms": 4},
+    "noisy": {"dueling": True, "noisy": True},
+}
+
+
+def module_weights(spec: PolicySpec, **statistics: Any) -> Weights:
+    """Weights of any network, far from where they start."""
+    torch.manual_seed(1)
+    module = build_model(spec.model)
+    for parameter in module.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return Weights({k: x.numpy() for k, x in module.state_dict().items()}, **statistics)
+
+
+def q_spec(end: str = "dueling", act: Act | None = None) -> PolicySpec:
+    env = env_spec("spaces_env", action="shifted")
+    spec = policy_spec(env, hidden=(8,), head="q", q=QSpec(3, **Q_ENDS[end]))
+    return dataclasses.replace(spec, act=EpsilonGreedy(0.3) if act is None else act)
+
+
+def q_policy(end: str = "dueling", act: Act | None = None, **statistics: Any) -> Policy:
+    spec = q_spec(end, act)
+    return Policy(spec, module_weights(spec, **statistics))
+
+
+def actor_spec(act: Act, *, deterministic: bool = True) -> PolicySpec:
+    """An actor alone over two numbers in [0, 10]."""
+    env = env_spec("spaces_env", action="wide_box")
+    spec = policy_spec(env, squash=True, hidden=(8,), head="actor")
+    if not deterministic:
+        return dataclasses.replace(spec, act=act)
+    model = dataclasses.replace(spec.model, param_size=2)
+    return dataclasses.replace(spec, model=model, act=act, squash=False, deterministic=True)
+
+
+STATISTICS = {"obs_mean": np.full(3, 0.2, np.float32), "obs_std": np.full(3, 0.5, np.float32)}
+
+
+@pytest.mark.parametrize("statistics", [{}, STATISTICS], ids=["plain", "normalized"])
+@pytest.mark.parametrize("end", list(Q_ENDS))
+def test_values_advantages_and_distributions_agree_with_q(
+    end: str, statistics: dict[str, Any]
+) -> None:
+    policy, (batch, _) = q_policy(end, **statistics), sample_batch("vector", 6)
+    q = policy.q_values(batch)
+    assert q.shape == (6, 3)
+    fed = policy.module_input(batch)
+    np.testing.assert_array_equal(q, policy.inference.forward(fed)[0])
+    np.testing.assert_array_equal(policy.value(batch), q.max(1))
+    value, advantage = policy.state_value(batch), policy.advantage(batch)
+    np.testing.assert_allclose(value[:, None] + advantage, q, rtol=1e-6, atol=1e-6)
+    if policy.spec.model.q.dueling:
+        np.testing.assert_allclose(advantage.mean(1), 0, rtol=0, atol=1e-6)
+    else:
+        np.testing.assert_array_equal(value, q.max(1))
+    atoms, p = policy.q_distribution(batch)
+    assert atoms.shape == p.shape == (6, 3, policy.spec.model.q.num_atoms)
+    np.testing.assert_allclose(p.sum(2), 1, rtol=1e-6)
+    np.testing.assert_allclose((atoms * p).sum(2), q, rtol=1e-5, atol=1e-6)
+    if end == "categorical":
+        np.testing.assert_allclose(atoms[3, 1], [-1, -0.25, 0.5, 1.25, 2])
+
+
+def test_a_greedy_q_policy_takes_the_action_of_the_largest_q() -> None:
+    policy, (batch, samples) = q_policy(), sample_batch("vector", 6)
+    actions, _, extras = policy.act(batch)
+    best = policy.q_values(batch).argmax(1)
+    np.testing.assert_array_equal(actions, best + 5)
+    np.testing.assert_array_equal(extras["action"], best)
+    np.testing.assert_allclose(np.exp(extras["logp"]), 0.7 + 0.1, rtol=1e-6)
+    assert policy.act(samples[2])[0] == actions[2]
+    logp = policy.logp(batch, (best + 1) % 3)
+    np.testing.assert_allclose(np.exp(logp), 0.1, rtol=1e-6)
+
+
+def test_a_policy_that_has_no_q_network_says_so() -> None:
+    policy, obs = policy_for(), np.zeros((2, 3), np.float32)
+    for ask in (policy.q_values, policy.q_distribution, policy.state_value, policy.advantage):
+        with pytest.raises(ValueError, match="this policy has no Q network"):
+            ask(obs)
+
+
+def test_an_actor_alone_gives_no_value_and_noise_no_logp() -> None:
+    spec = actor_spec(AddNoise(0.2))
+    policy, (batch, _) = Policy(spec, module_weights(spec)), sample_batch("vector", 4)
+    action, _, extras = policy.act(batch, explore=True)
+    assert set(extras) == {"action"}
+    np.testing.assert_allclose(action, 5 + 5 * extras["action"], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="an actor alone: it knows no values"):
+        policy.value(batch)
+    with pytest.raises(ValueError, match=r"AddNoise\(.*has no density"):
+        policy.logp(batch, extras["action"])
+
+
+def test_an_act_that_the_actions_are_not_for_is_refused_when_the_policy_is_made() -> None:
+    with pytest.raises(SpecError, match="nothing to sample; use AddNoise"):
+        Policy(actor_spec(Sample()))
+
+
+ACTING: dict[str, PolicySpec] = {
+    "epsilon": q_spec("plain"),
+    "ladder": q_spec("categorical", EpsilonGreedy(0.9, ladder_alpha=2.0, num_envs=6)),
+    "noisy": q_spec("noisy", EpsilonGreedy(0.0)),
+    "noise": actor_spec(AddNoise(((0, 1.0), (100, 0.1)))),
+    "ou": actor_spec(RandomFirst(10, AddNoise(0.4, process="ou", dt=0.5))),
+    "soft": actor_spec(RandomFirst(10, Sample()), deterministic=False),
+}
+
+
+@pytest.mark.parametrize("env_steps", [0, 50])
+@pytest.mark.parametrize("name", list(ACTING))
+def test_a_policy_from_json_explores_with_the_same_bits(name: str, env_steps: int) -> None:
+    spec = ACTING[name]
+    again = PolicySpec.from_json(json.loads(json.dumps(spec.to_json(), allow_nan=False)))
+    assert again == spec
+    weights, (batch, _) = module_weights(spec, env_steps=env_steps), sample_batch("vector", 6)
+    seen = []
+    for each in (spec, again):
+        policy, found = Policy(each, weights), []
+        state = policy.start(6, seed=3)
+        for _ in range(4):
+            action, state, extras = policy.act(batch, state, explore=True)
+            found.append({"env": action, **extras})
+        seen.append(found)
+    for one, other in zip(*seen, strict=True):
+        assert one.keys() == other.keys()
+        for key, x in one.items():
+            np.testing.assert_array_equal(x, other[key])
+    first, second = seen[0][:2]
+    assert not np.array_equal(first["env"], second["env"]), "it explores"
+
+
+def test_noisy_weights_are_drawn_anew_for_each_step_that_explores_and_for_no_other() -> None:
+    policy, (batch, _) = q_policy("noisy", EpsilonGreedy(0.0)), sample_batch("vector", 6)
+    means = policy.act(batch)[2]["value"]
+    state, values = policy.start(6, seed=0), []
+    for _ in range(2):
+        _, state, extras = policy.act(batch, state, explore=True)
+        values.append(extras["value"])
+    assert not np.array_equal(values[0], values[1])
+    assert not np.array_equal(values[0], means)
+    np.testing.assert_array_equal(policy.act(batch)[2]["value"], means)
+
+
+def test_exploring_is_on_the_schedule_where_the_weights_are() -> None:
+    spec = actor_spec(RandomFirst(10, Sample()), deterministic=False)
+    batch = np.zeros((3, 3), np.float32)
+    policy = Policy(spec, module_weights(spec, env_steps=9))
+    _, _, extras = policy.act(batch, explore=True)
+    np.testing.assert_allclose(extras["logp"], -2 * np.log(2), rtol=1e-6)
+    policy.set_weights(module_weights(spec, env_steps=10))
+    _, _, extras = policy.act(batch, explore=True)
+    params = policy.dist(batch)[1]
+    expected = policy.distribution.logp(params, extras["action"])
+    np.testing.assert_array_equal(extras["logp"], expected)
+
+
+def test_correlated_noise_goes_on_from_call_to_call() -> None:
+    spec = actor_spec(AddNoise(0.5, process="ou", theta=1.0, dt=0.25))
+    policy, (batch, _) = Policy(spec, module_weights(spec)), sample_batch("vector", 2)
+    e = np.random.default_rng(5).standard_normal((2, 2, 2), dtype=np.float32)
+    state, x = policy.start(2, seed=5), np.zeros((2, 2))
+    mode = policy.act(batch)[2]["action"]
+    for t in range(2):
+        x = x - 0.25 * x + 0.5 * e[t]
+        _, state, extras = policy.act(batch, state, explore=True)
+        expected = (mode + 0.5 * x).clip(-1, 1)
+        np.testing.assert_allclose(extras["action"], expected, rtol=0, atol=1e-6)
+
+
+def test_a_spec_of_before_acts_were_written_down_samples() -> None:
+    spec = policy_spec(env_spec("count"))
+    data = spec.to_json()
+    for name in ("act", "deterministic"):
+        del data[name]
+    for name in ("head", "q"):
+        del data["model"][name]
+    assert PolicySpec.from_json(data) == spec
 
 
 def test_a_policy_without_weights_says_so() -> None:

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from rl_ops import columns as c
 from rl_ops.connectors import FlattenObs, FrameStackObs
 from rl_ops.envs import EnvSpec
 from rl_ops.errors import SpecError
-from rl_ops.exploration import Greedy
-from rl_ops.policy import Weights
+from rl_ops.exploration import Act, AddNoise, EpsilonGreedy, Greedy, RandomFirst, Sample
+from rl_ops.model_spec import QSpec
+from rl_ops.models import build_model
+from rl_ops.policy import PolicySpec, Weights
 from rl_ops.rollout import Rollout, RolloutSpec
 from rl_ops.spaces import codec_for
 from tests.envs import SEEN
@@ -493,6 +496,204 @@ def test_logp_is_that_of_the_actions_in_the_rows() -> None:
     ):
         total = sum(math.exp(x) for x in row)
         assert logp == pytest.approx(math.log(math.exp(row[action]) / total), rel=1e-5)
+
+
+# --- final module observations ---
+
+OPEN_ENDS = {"keep": frozenset({c.FINAL_MODEL_OBS})}
+
+
+def test_final_model_obs_is_the_successor_where_a_segment_is_cut_and_zeros_elsewhere() -> None:
+    first, second = fragments(make_rollout(env_spec("count", **SHORT), steps=4, **OPEN_ENDS), 2)
+    assert column(first, c.OBS) == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    # row 1 terminates, row 3 ends the fragment in the middle of an episode
+    assert column(first, c.FINAL_MODEL_OBS) == [[0, 0], [0, 0], [0, 0], [1, 2]]
+    assert column(second, c.OBS) == [[1, 2], [2, 0], [3, 0], [3, 1]]
+    # row 0 and row 3 truncate, row 1 terminates
+    assert column(second, c.FINAL_MODEL_OBS) == [[1, 3], [0, 0], [0, 0], [3, 2]]
+
+
+@pytest.mark.parametrize("keep_final", [False, True])
+@pytest.mark.parametrize("mode", list(MODES))
+def test_final_model_obs_is_the_same_in_every_autoreset_mode(mode: str, keep_final: bool) -> None:
+    keep = frozenset({c.FINAL_MODEL_OBS} | ({c.FINAL_OBS} if keep_final else set()))
+    names = [c.OBS, c.IS_LAST, c.TERMINATED, c.FINAL_MODEL_OBS]
+    for table in fragments(make_rollout(spec_of(mode), num_envs=2, steps=7, keep=keep), 2):
+        rows = zip(*(column(table, name) for name in names), strict=True)
+        for (episode, t), is_last, terminated, final in rows:
+            assert final == ([episode, t + 1] if is_last and not terminated else [0, 0])
+        plain = fragments(make_rollout(spec_of(mode), num_envs=2, steps=7))[0]
+        assert set(table.column_names) == set(plain.column_names) | keep
+
+
+def test_final_model_obs_went_through_the_connectors_without_moving_them() -> None:
+    env = env_spec("count", **SHORT)
+    policy = policy_spec(env, connectors=(FrameStackObs(2),))
+    first, second = fragments(make_rollout(env, policy=policy, steps=4, **OPEN_ENDS), 2)
+    assert column(first, c.FINAL_MODEL_OBS)[3] == [1, 1, 1, 2]
+    assert column(second, c.MODEL_OBS)[0] == [1, 1, 1, 2]
+    assert column(second, c.FINAL_MODEL_OBS)[0] == [1, 2, 1, 3]
+
+
+# --- acts of every kind in rows ---
+
+
+def module_weights(spec: PolicySpec, *, env_steps: int = 0) -> Weights:
+    torch.manual_seed(1)
+    module = build_model(spec.model)
+    for parameter in module.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    arrays = {name: x.numpy() for name, x in module.state_dict().items()}
+    return Weights(arrays, env_steps=env_steps)
+
+
+def q_policy(env: EnvSpec, act: Act, **q: Any) -> PolicySpec:
+    spec = policy_spec(env, hidden=(8,), head="q", q=QSpec(2, **q))
+    return dataclasses.replace(spec, act=act)
+
+
+def deterministic_policy(env: EnvSpec, act: Act) -> PolicySpec:
+    spec = policy_spec(env, squash=True, hidden=(8,), head="actor")
+    model = dataclasses.replace(spec.model, param_size=spec.model.param_size // 2)
+    return dataclasses.replace(spec, model=model, act=act, squash=False, deterministic=True)
+
+
+TAGGED = env_spec("count", tagged=True, lengths=(3, 5), vectorization="sync")
+BOX = EnvSpec("Pendulum-v1", {}, "sync", max_episode_steps=5)
+LADDER = EpsilonGreedy(0.8, ladder_alpha=3.0, num_envs=4)
+
+SPLIT: dict[str, tuple[EnvSpec, PolicySpec]] = {
+    "ladder": (TAGGED, q_policy(TAGGED, LADDER)),
+    "epsilon": (TAGGED, q_policy(TAGGED, EpsilonGreedy(0.5), dueling=True)),
+    "gaussian": (BOX, deterministic_policy(BOX, AddNoise(0.3))),
+    "ou": (BOX, deterministic_policy(BOX, AddNoise(0.3, process="ou", dt=0.5))),
+    "random_first": (BOX, deterministic_policy(BOX, RandomFirst(9, AddNoise(0.3)))),
+}
+
+
+@pytest.mark.parametrize("name", list(SPLIT))
+def test_rows_do_not_depend_on_how_environments_are_split_over_workers(name: str) -> None:
+    env, policy = SPLIT[name]
+    names = [c.ACTION, c.OBS, c.T, *policy.act.columns]
+
+    def rows(num_envs: int, workers: int) -> dict[int, list[tuple[Any, ...]]]:
+        found: dict[int, list[tuple[Any, ...]]] = {}
+        for worker_id in range(workers):
+            made = make_rollout(
+                env,
+                policy=policy,
+                weights=module_weights(policy),
+                num_envs=num_envs,
+                steps=8,
+                worker_id=worker_id,
+            )
+            found |= by_env(fragments(made, 2), names)
+        return found
+
+    many, few = rows(4, 1), rows(2, 2)
+    assert many.keys() == few.keys() == set(range(4))
+    for env_id, expected in many.items():
+        for one, other in zip(few[env_id], expected, strict=True):
+            # a product of two rows may round otherwise than one of four
+            np.testing.assert_allclose(one[0], other[0], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(one[1], other[1], rtol=0, atol=1e-5)
+            assert one[2:] == other[2:]
+    assert len({str([row[0] for row in rows]) for rows in many.values()}) == 4
+
+
+def test_each_environments_epsilon_and_its_logp_stand_in_its_rows() -> None:
+    policy = q_policy(TAGGED, LADDER)
+    made = make_rollout(
+        TAGGED, policy=policy, weights=module_weights(policy), num_envs=2, steps=6, worker_id=1
+    )
+    (table,) = fragments(made)
+    env_id, epsilon = column(table, c.ENV_ID), column(table, c.EPSILON)
+    np.testing.assert_allclose(epsilon, [0.8 ** (1 + 3 * k / 3) for k in env_id], rtol=1e-6)
+    q = made.policy.q_values(np.array(column(table, c.OBS), np.float32))
+    for row, action, e, logp in zip(
+        q, column(table, c.ACTION), epsilon, column(table, c.LOGP), strict=True
+    ):
+        expected = e / 2 + (1 - e) * (action == row.argmax())
+        assert math.exp(logp) == pytest.approx(expected, rel=1e-5)
+
+
+def test_q_value_is_of_the_action_taken_and_value_of_the_best() -> None:
+    policy = q_policy(TAGGED, EpsilonGreedy(1.0))
+    keep = frozenset({c.Q_VALUE, c.FINAL_OBS})
+    made = make_rollout(
+        TAGGED, policy=policy, weights=module_weights(policy), num_envs=2, steps=6, keep=keep
+    )
+    (table,) = fragments(made)
+    action = np.array(column(table, c.ACTION))
+    q = made.policy.q_values(np.array(column(table, c.OBS), np.float32))
+    taken = q[np.arange(len(q)), action]
+    np.testing.assert_allclose(column(table, c.Q_VALUE), taken, rtol=1e-5)
+    np.testing.assert_allclose(column(table, c.VALUE), q.max(1), rtol=1e-5)
+    assert (taken < q.max(1)).any(), "epsilon 1 takes others, too"
+    finals = column(table, c.FINAL_OBS)
+    for terminated, final, value in zip(
+        column(table, c.TERMINATED), finals, column(table, c.FINAL_VALUE), strict=True
+    ):
+        if final is None or terminated:
+            assert value == 0
+        else:
+            best = made.policy.value(np.array([final], np.float32))[0]
+            assert value == pytest.approx(best, rel=1e-5)
+
+
+def test_rows_of_an_actor_alone_have_neither_values_nor_the_logp_of_noise() -> None:
+    policy = deterministic_policy(BOX, AddNoise(0.3))
+    (table,) = fragments(make_rollout(BOX, policy=policy, weights=module_weights(policy)))
+    assert not {c.LOGP, c.VALUE, c.FINAL_VALUE} & set(table.column_names)
+    np.testing.assert_allclose(column(table, c.NOISE_SCALE), 0.3, rtol=1e-6)
+    spec = policy_spec(BOX, squash=True, hidden=(8,), head="actor")
+    soft = dataclasses.replace(spec, act=RandomFirst(9, Sample()))
+    made = make_rollout(BOX, policy=soft, weights=module_weights(soft, env_steps=9))
+    assert c.LOGP in fragments(made)[0].column_names
+    assert not {c.VALUE, c.FINAL_VALUE} & set(made.spec.adds)
+
+
+def test_exploration_follows_the_env_steps_of_the_weights_it_was_given() -> None:
+    policy = q_policy(TAGGED, EpsilonGreedy(((0, 1.0), (100, 0.0))))
+    made = make_rollout(TAGGED, policy=policy, weights=module_weights(policy))
+    found = [made.fragment(0)]
+    made.load(module_weights(policy, env_steps=75), version=1)
+    found += fragments(made)
+    assert [set(column(table, c.EPSILON)) for table in found] == [{1.0}, {0.25}]
+
+
+def test_whole_episodes_keep_each_environments_epsilon() -> None:
+    env = env_spec("count", tagged=True, lengths=(2, 5, 3), vectorization="sync")
+    policy = q_policy(env, LADDER)
+    made = make_rollout(
+        env,
+        policy=policy,
+        weights=module_weights(policy),
+        num_envs=3,
+        steps=4,
+        batch_mode="complete_episodes",
+    )
+    for table in fragments(made, 2):
+        expected = [0.8 ** (1 + k) for k in column(table, c.ENV_ID)]
+        np.testing.assert_allclose(column(table, c.EPSILON), expected, rtol=1e-6)
+        assert np.isfinite(column(table, c.LOGP)).all()
+
+
+def test_noise_on_weights_stays_for_a_fragment_and_changes_with_the_next() -> None:
+    env = env_spec("count", lengths=(50,))
+    policy = q_policy(env, EpsilonGreedy(0.0), noisy=True)
+    made = make_rollout(env, policy=policy, weights=module_weights(policy), steps=4, num_envs=2)
+    values = [column(table, c.VALUE) for table in fragments(made, 2)]
+    for table_values in values:  # both environments are in the same state at each step
+        assert table_values[:4] == pytest.approx(table_values[4:], rel=1e-6)
+    means = Rollout(made.spec).policy
+    means.set_weights(module_weights(policy))
+    obs = np.array([[0, t] for t in range(4)], np.float32)
+    gaps = [
+        np.array(v[:4]) - means.value(obs + np.float32([0, 4 * i])) for i, v in enumerate(values)
+    ]
+    assert all(np.abs(gap).max() > 1e-3 for gap in gaps)
+    assert np.abs(gaps[0] - gaps[1]).max() > 1e-3
 
 
 def test_an_mlp_rollout_never_imports_torch() -> None:

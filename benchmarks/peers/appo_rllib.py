@@ -1,0 +1,33 @@
+"""RLlib's APPO (new API stack) at its own best settings; run by .bench/rllib's python."""
+
+from typing import Any
+
+from ray.rllib.algorithms.appo import APPOConfig
+
+from benchmarks.peers.matched import ASYNC
+from benchmarks.peers.reporting import Arguments, parse_arguments
+from benchmarks.peers.rllib_training import asynchronous, shared_net, train
+
+
+def config(args: Arguments) -> Any:
+    """The numbers of RLlib's own tuned example cartpole_appo.py, in one minibatch and epoch."""
+    return (
+        asynchronous(APPOConfig(), args)
+        .training(
+            train_batch_size_per_learner=1000,
+            lr=7.5e-4,
+            gamma=ASYNC.gamma,
+            vf_loss_coeff=0.05,
+            entropy_coeff=0.01,
+        )
+        .rl_module(model_config=shared_net())
+    )
+
+
+def main() -> None:
+    args = parse_arguments()
+    train(config(args), args, window_episodes=ASYNC.window_episodes)
+
+
+if __name__ == "__main__":
+    main()

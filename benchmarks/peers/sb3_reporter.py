@@ -1,0 +1,34 @@
+"""How the Stable-Baselines3 scripts report: a callback, whatever the algorithm."""
+
+from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[import-not-found]
+
+from benchmarks.peers.reporting import report
+
+
+class Reporter(BaseCallback):  # type: ignore[misc]
+    """Reports between updates, every so many env steps, and ends training at the return."""
+
+    def __init__(self, stop_return: float, *, period_steps: int) -> None:
+        super().__init__()
+        self.stop_return = stop_return
+        self.period_steps = period_steps
+        self.reported_steps = 0
+        self.reached = False
+
+    def report_iteration(self) -> None:
+        episodes = self.model.ep_info_buffer
+        mean = sum(e["r"] for e in episodes) / len(episodes) if episodes else float("nan")
+        self.reached = mean >= self.stop_return
+        self.reported_steps = self.model.num_timesteps
+        report(self.reported_steps, mean)
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps >= self.reported_steps + self.period_steps:
+            self.report_iteration()
+
+    def _on_step(self) -> bool:
+        return not self.reached
+
+    def _on_training_end(self) -> None:
+        if self.model.num_timesteps > self.reported_steps:
+            self.report_iteration()
