@@ -138,7 +138,7 @@ def load_memory(
             rows = _refilled(learner, origins, plan, checkpoint, about, held)
         else:
             # Files are sorted by name, and where columns lie decides the last bits of products.
-            rows = {name: rows[name] for name in about["columns"]}
+            rows = {name: rows[name] for name in about.get("columns", rows)}
             if origins is not None:
                 origins.loaded(held)
         memory.load(state, rows)

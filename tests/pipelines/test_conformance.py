@@ -49,10 +49,10 @@ _SMALL_NET = {"hidden": (32, 32), "activation": "relu"}
 _TD_LEARNS = {
     "rollout": {"num_envs": 8, "fragment_steps": 8},
     "model": _SMALL_NET,
-    "optim": {"lr": 3e-3},
+    "optim": {"lr": 5e-3},
     "learning_starts_rows": 256,
     "minibatch_rows": 64,
-    "updates_per_row": 0.5,
+    "updates_per_row": 0.2,
 }
 _TRACE_LEARNS = {"rollout": {"num_envs": 16, "fragment_steps": 16, "max_policy_lag": 0}}
 LEARNS = {
@@ -72,7 +72,7 @@ LEARNS = {
         "stop": {"training_iteration": 30},
     },
     "dqn": _TD_LEARNS | {"epsilon": ((0, 1.0), (1000, 0.05)), "stop": {"training_iteration": 30}},
-    "impala": _TRACE_LEARNS | {"optim": {"lr": 1e-2}, "stop": {"training_iteration": 250}},
+    "impala": _TRACE_LEARNS | {"optim": {"lr": 2e-2}, "stop": {"training_iteration": 150}},
     "ppo": {
         "rollout": {"num_envs": 16, "fragment_steps": 32},
         "optim": {"lr": 3e-3},
@@ -82,7 +82,8 @@ LEARNS = {
     },
     "sac": _TD_LEARNS | {"temperature": {"init": 0.1}, "stop": {"training_iteration": 50}},
     "td3": _TD_LEARNS | {"stop": {"training_iteration": 50}},
-    "tqc": _TD_LEARNS | {"temperature": {"init": 0.1}, "stop": {"training_iteration": 50}},
+    "tqc": _TD_LEARNS
+    | {"temperature": {"init": 0.1}, "num_quantiles": 5, "stop": {"training_iteration": 50}},
 }
 """What each algorithm needs to learn tests/learning_envs.py in about a second."""
 
