@@ -60,7 +60,7 @@ _TAIL = """## What they share
 | DQN of 2015 | `dqn`, `q.double=false` |
 | C51, QR-DQN | `dqn`, `q.atoms=categorical` with `q.v_min`, `q.v_max`; `q.atoms=quantile` |
 | Rainbow | `dqn`, `q.dueling=true q.noisy=true epsilon=0 q.atoms=categorical n_step=3 \
-replay.prioritized=true`; `millrace example get cartpole-rainbow` |
+replay.prioritized=true` |
 | DDPG | `td3`, `num_critics=1 policy_delay=1 target_noise_scale=0 noise.process=ou` |
 | single process, as RLlib's DQN and SAC run by default | `rollout.num_workers=0`: the learner \
 rolls out between two updates; the fastest for small networks on a small machine |

@@ -67,7 +67,8 @@ class ModelConfig(Group):
     )
     """(channels, kernel, stride) of each convolution."""
     log_std_init: float = 0.0
-    """Initial log standard deviation of continuous actions, in nats."""
+    """Initial log standard deviation of continuous actions, in nats; before the tanh of squashed
+    ones."""
     factory: str | None = None
     """`module:function`, called with the ModelSpec, giving an nn.Module obs → (params, value)."""
     factory_kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -20,6 +20,7 @@ from pipelines.config import (
     Schedule,
 )
 from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.noise_config import NoiseConfig
 from pipelines.off_policy import (
     TRANSITION,
     Learned,
@@ -60,6 +61,9 @@ class SACConfig(OffPolicyConfig):
     algo: Literal["sac"] = "sac"
     """Name of the algorithm."""
     temperature: TemperatureConfig = TemperatureConfig()
+    noise: NoiseConfig | None = None
+    """Gather data by the policy's mode with this noise, instead of by sampling: where a reward is
+    found only by pushing one way for long, as Ornstein-Uhlenbeck noise does."""
     num_critics: PositiveInt = 2
     """Critics, of which the least value counts."""
     actor_lr: Schedule | None = None
@@ -167,9 +171,10 @@ class SACLearner(ReplayLearner[SACConfig]):
 
 def dataflow(config: SACConfig) -> Dataflow:
     """Rollouts, at first uniform → n-step returns → replay → SAC."""
+    act = Sample() if config.noise is None else config.noise.act()
     return Dataflow(
         source=Rollouts(
-            act=RandomFirst(config.learning_starts_rows, Sample()), then=transitions(config)
+            act=RandomFirst(config.learning_starts_rows, act), then=transitions(config)
         ),
         policy=PolicyKind(head="actor", squash=True),
         replay=replayed(config),

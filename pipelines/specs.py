@@ -14,6 +14,7 @@ from rl_ops.distributions import (
     Distribution,
     Gaussian,
     Joint,
+    SquashedGaussian,
     distribution_for,
 )
 from rl_ops.envs import EnvSpec, make_env
@@ -127,12 +128,20 @@ def model_spec(
         shared=model.shared or kind == "cnn",
         conv=model.conv if kind == "cnn" else (),
         log_std_init=model.log_std_init,
+        log_std_params=log_std_params(distribution),
         obs_scale=1 / 255 if bytes_image and not config.connectors.normalize_obs else 1.0,
         factory=model.factory,
         factory_kwargs=model.factory_kwargs,
         head=kind_of_policy.head,
         q=q,
     )
+
+
+def log_std_params(distribution: Distribution) -> tuple[int, ...]:
+    """Indexes of log_std where observations move it: of one squashed Gaussian."""
+    if not isinstance(distribution, SquashedGaussian):
+        return ()
+    return tuple(range(distribution.size, 2 * distribution.size))
 
 
 def free_params(distribution: Distribution) -> tuple[int, ...]:

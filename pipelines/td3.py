@@ -14,15 +14,14 @@ from pydantic import Field
 from torch import nn
 
 from pipelines.config import (
-    Group,
     ModelConfig,
     OffPolicyConfig,
     OptimConfig,
     PositiveInt,
     RolloutConfig,
-    Schedule,
 )
 from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.noise_config import NoiseConfig
 from pipelines.off_policy import (
     TRANSITION,
     Follower,
@@ -38,7 +37,7 @@ from pipelines.specs import PolicyKind
 from pipelines.statistics import new_moments
 from rl_ops.batch import Batch
 from rl_ops.deterministic import Deterministic
-from rl_ops.exploration import AddNoise, RandomFirst
+from rl_ops.exploration import RandomFirst
 from rl_ops.learner import Loss, Modules
 from rl_ops.models import build_model
 from rl_ops.moments import RunningMoments
@@ -46,19 +45,6 @@ from rl_ops.optim import FlatOptimizer
 from rl_ops.q_losses import td_target
 from rl_ops.q_models import CriticEnsemble
 from rl_ops.soft_losses import clipped_double_q, smoothed_action
-
-
-class NoiseConfig(Group):
-    """What is added to actions while data is gathered."""
-
-    scale: Schedule = 0.1
-    """Deviation, where actions fill [-1, 1]: a number, or [[env_steps, value], ...]."""
-    process: Literal["gaussian", "ou"] = "gaussian"
-    """`ou`: Ornstein-Uhlenbeck, correlated in time."""
-    theta: float = Field(default=0.15, ge=0)
-    """Of that process: how fast it returns to 0."""
-    dt: float = Field(default=0.01, gt=0)
-    """Of that process: time of a step."""
 
 
 class TD3Config(OffPolicyConfig):
@@ -166,11 +152,10 @@ class TD3Learner(ReplayLearner[TD3Config]):
 
 def dataflow(config: TD3Config) -> Dataflow:
     """Rollouts, at first uniform, then with noise → n-step returns → replay → TD3."""
-    noise = config.noise
-    act = AddNoise(noise.scale, process=noise.process, theta=noise.theta, dt=noise.dt)
     return Dataflow(
         source=Rollouts(
-            act=RandomFirst(config.learning_starts_rows, act), then=transitions(config)
+            act=RandomFirst(config.learning_starts_rows, config.noise.act()),
+            then=transitions(config),
         ),
         policy=PolicyKind(head="actor", deterministic=True),
         replay=replayed(config),

@@ -48,7 +48,8 @@ class ModelSpec:
         activation: between layers.
         shared: one trunk for actor and critic, or one each.
         conv: (channels, kernel, stride) of each convolution, before the hidden layers.
-        log_std_init: initial value of free parameters, in nats.
+        log_std_init: initial value of free parameters, and bias of `log_std_params`, in nats.
+        log_std_params: indexes of log_std where observations move it.
         obs_scale: observations are multiplied by it first; 1/255 for uint8 images.
         factory: "module:function", called with the spec, for kind "custom".
         factory_kwargs: JSON-able keyword arguments for the factory.
@@ -68,6 +69,7 @@ class ModelSpec:
     obs_scale: float = 1.0
     factory: str | None = None
     factory_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    log_std_params: tuple[int, ...] = ()
     head: Head = "actor_critic"
     q: QSpec | None = None
 
@@ -89,8 +91,8 @@ class ModelSpec:
     def from_json(cls, spec: dict[str, Any]) -> "ModelSpec":
         """The inverse of `to_json`; lists become tuples again."""
         values = dict(spec)
-        for name in ("obs_shape", "free_params", "hidden"):
-            values[name] = tuple(values[name])
+        for name in ("obs_shape", "free_params", "log_std_params", "hidden"):
+            values[name] = tuple(values.get(name, ()))
         values["conv"] = tuple(tuple(layer) for layer in values["conv"])
         if values.get("q") is not None:
             values["q"] = QSpec(**values["q"])

@@ -78,6 +78,7 @@ def _head(width: int, size: int, gain: float) -> nn.Linear:
 def _heads(spec: ModelSpec, width: int) -> tuple[nn.Linear, nn.Linear | None]:
     # A near-uniform first policy explores; Andrychowicz et al. 2021, arXiv:2006.05990, 3.2.
     actor = _head(width, spec.param_size, 0.01)
+    actor.bias.data[list(spec.log_std_params)] = spec.log_std_init
     return actor, _head(width, 1, 1.0) if spec.has_value else None
 
 

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from benchmarks.learning import REFERENCES, config_of, negative_control, run
+from benchmarks.learning import (
+    HEADER,
+    MARKER,
+    REFERENCES,
+    Outcome,
+    config_of,
+    negative_control,
+    renewed,
+    rows,
+    run,
+)
 
 pytestmark = [pytest.mark.learning, pytest.mark.timeout(3600)]
 
@@ -25,3 +35,19 @@ def test_the_example_reaches_its_reference_return(example: str) -> None:
 def test_plain_ppo_fails_on_mountain_car() -> None:
     outcome = run(negative_control(0), example="mountaincar-ppo-plain")
     assert outcome.trained <= -195
+
+
+def test_renewing_one_row_keeps_the_others() -> None:
+    old = "| cartpole-ppo | 500 | 500.0 | 500.0 | 9.0 | 1,000 | 2 | 2026-01-01 |"
+    stale = "| cartpole-dqn | 500 | 10.0 | 10.0 | 9.0 | 1,000 | 2 | 2026-01-01 |"
+    page = "\n".join(["# Learning", MARKER, "", *HEADER, old, stale, ""])
+    outcome = Outcome("cartpole-dqn", 0, untrained=9.0, trained=500.0, env_steps=5000, wall_s=3.0)
+    new = rows([outcome], measured="2026-01-02")
+    lines = renewed(page, new).splitlines()
+    fresh = "| cartpole-dqn | 500 | 500.0 | 500.0 | 9.0 | 5,000 | 3 | 2026-01-02 |"
+    assert lines == ["# Learning", MARKER, "", *HEADER, old, fresh]
+
+
+def test_a_page_without_a_marker_is_not_overwritten() -> None:
+    with pytest.raises(ValueError, match="has no <!-- measured -->"):
+        renewed("# Learning", {})

@@ -14,6 +14,7 @@ import torch
 from pipelines import DQNConfig, SACConfig, TD3Config, TQCConfig
 from pipelines.training import plan_for
 from rl_ops.batch import Batch
+from rl_ops.exploration import AddNoise, RandomFirst, Sample
 
 ROWS = 6
 BOX = {"id": "tests.envs:spaces_env", "kwargs": {"action": "wide_box"}}
@@ -622,3 +623,12 @@ def test_a_rows_weight_scales_its_share_of_every_gradient(name):
         found.append(torch.cat([noted_gradient(net) for net in nets]))
     assert found[0].abs().sum() > 0
     assert_close(found[1] + found[2], found[0])
+
+
+def test_sac_gathers_by_the_mode_with_noise_where_it_is_given_some():
+    plain, noisy = (
+        plan_for(SACConfig(env="Pendulum-v1", noise=noise), run_id="x").policy.act
+        for noise in (None, {"process": "ou", "scale": 0.3})
+    )
+    assert plain == RandomFirst(1000, Sample())
+    assert noisy == RandomFirst(1000, AddNoise(0.3, process="ou"))

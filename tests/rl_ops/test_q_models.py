@@ -1,5 +1,6 @@
 """Q networks, critics and actors alone: torch against slow formulas, numpy against torch."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -448,3 +449,15 @@ def test_networks_of_values_take_no_rows() -> None:
         assert inference.forward(none)[0].shape == (0, ACTIONS)
         assert module(torch.from_numpy(none))[0].shape == (0, ACTIONS)
     assert critic_ensemble()(torch.from_numpy(none), torch.zeros(0, 2)).shape == (3, 0, 1)
+
+
+def test_a_squashed_gaussians_deviation_begins_where_it_is_told() -> None:
+    plain = ModelSpec("mlp", (3,), 4, hidden=(8,), head="actor", log_std_params=(2, 3))
+    told = dataclasses.replace(plain, log_std_init=-1.5)
+    obs = torch.zeros(2, 3)
+    for spec, expected in ((plain, 0.0), (told, -1.5)):
+        torch.manual_seed(0)
+        params = build_model(spec)(obs)[0]
+        assert params[:, 2:].tolist() == [[expected] * 2] * 2
+        assert params[:, :2].tolist() == [[0.0] * 2] * 2
+    assert ModelSpec.from_json(json.loads(json.dumps(told.to_json()))) == told
