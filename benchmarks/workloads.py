@@ -128,7 +128,7 @@ SAC = Workload(
     overrides={
         "rollout.num_workers": 0,
         "rollout.num_envs": 4,
-        "rollout.fragment_steps": 16,
+        "rollout.fragment_steps": 32,
         **LAG_0,
         "model.hidden": matched.SAC.hidden,
         "model.activation": "relu",

@@ -1,6 +1,5 @@
 """docs/algorithms.md, from the algorithms: `python -m pipelines.algorithm_docs [--check]`."""
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from pipelines import ALGORITHMS, config_class
 from pipelines.config import AlgorithmConfig
+from pipelines.config_docs import publish
 from pipelines.training import plan_for
 
 ROOT = Path(__file__).parent.parent
@@ -96,17 +96,7 @@ def _spaces(algo: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page, or with --check say whether it is current."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.algorithm_docs")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when stale")
-    check = parser.parse_args(argv).check
-    page = render()
-    if not check:
-        PATH.write_text(page, encoding="utf-8")
-        return 0
-    if PATH.exists() and PATH.read_text(encoding="utf-8") == page:
-        return 0
-    sys.stderr.write(f"{PATH} is stale; run `python -m pipelines.algorithm_docs`\n")
-    return 1
+    return publish(render(), PATH, argv, module="pipelines.algorithm_docs")
 
 
 if __name__ == "__main__":

@@ -65,17 +65,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only here: the name → class dict imports the algorithms, and with them torch.
     from pipelines import ALGORITHMS
 
-    parser = argparse.ArgumentParser(prog="python -m pipelines.config_docs", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when stale")
-    check = parser.parse_args(arguments).check
     page = render({algo: config_class(algo) for algo in sorted(ALGORITHMS)})
-    if not check:
-        PATH.parent.mkdir(exist_ok=True)
-        PATH.write_text(page, encoding="utf-8")
+    return publish(page, PATH, arguments, module="pipelines.config_docs")
+
+
+def publish(page: str, path: Path, arguments: Sequence[str] | None, *, module: str) -> int:
+    """Write a generated page; with --check, 1 when the page in the tree is another.
+
+    Args:
+        page: its text.
+        path: where it lies.
+        arguments: of the command line.
+        module: whose command it is.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=f"Write {path.name}.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when stale")
+    if not parser.parse_args(arguments).check:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(page, encoding="utf-8")
         return 0
-    if PATH.exists() and PATH.read_text(encoding="utf-8") == page:
+    if path.exists() and path.read_text(encoding="utf-8") == page:
         return 0
-    sys.stderr.write(f"{PATH} is stale; run `python -m pipelines.config_docs`\n")
+    sys.stderr.write(f"{path} is stale; run `python -m {module}`\n")
     return 1
 
 

@@ -56,8 +56,12 @@ class WrittenSoft:
         self, batch: Batch, alpha: torch.Tensor
     ) -> tuple[Loss, torch.Tensor, torch.Tensor]:
         """See `SACLearner.critic_loss`; the critics' gradients are set."""
-        next_obs = batch.bootstrap_obs.flatten(1)
-        action, logp_B = sample(self._learner, self._actor(next_obs))
+        rows, next_obs = batch.rows, batch.bootstrap_obs.flatten(1)
+        # The actor's step comes after, so one pass serves both: one product of twice the rows.
+        params_2BP = self._actor(torch.cat([next_obs, batch.obs.flatten(1)]))
+        self._actor.keep(slice(rows, 2 * rows))
+        self._params = params_2BP[rows:]
+        action, logp_B = sample(self._learner, params_2BP[:rows])
         x = torch.cat([next_obs, action.flatten(1)], 1)
         next_q_KB = torch.cat([target(x) for target in self._targets], 1).t()
         next_value_B = soft_next_value(next_q_KB, logp_B, alpha)
@@ -75,9 +79,9 @@ class WrittenSoft:
 
     @torch.no_grad()
     def actor_loss(self, batch: Batch, alpha: torch.Tensor) -> tuple[Loss, torch.Tensor]:
-        """See `SACLearner.actor_loss`; the actor's gradients are set."""
+        """See `SACLearner.actor_loss`, after `critic_loss` of it; the actor's gradients are set."""
         obs, weight_B = batch.obs.flatten(1), batch.is_weight
-        params_BP = self._actor(obs).detach().requires_grad_()
+        params_BP = self._params.detach().requires_grad_()
         with torch.enable_grad():
             action, logp_B = sample(self._learner, params_BP)
         x = torch.cat([obs, action.detach().flatten(1)], 1)

@@ -65,6 +65,10 @@ class WrittenMLP:
         self._tape = tape
         return tape[-1]
 
+    def keep(self, rows: slice) -> None:
+        """Let `backward` be of some rows of the last call."""
+        self._tape = [x[rows] for x in self._tape]
+
     def backward(
         self, d: Tensor, *, parameters: bool = True, inputs: bool = False
     ) -> Tensor | None:
