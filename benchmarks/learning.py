@@ -44,6 +44,8 @@ REFERENCES: dict[str, tuple[float, float]] = {
     "pendulum-sac": (-157.0, -170.0),
     "pendulum-td3": (-152.0, -170.0),
     "pendulum-tqc": (-150.0, -170.0),
+    "mountaincarcontinuous-td3": (93.5, 92.0),
+    "mountaincarcontinuous-sac": (94.7, 92.0),
 }
 """example → (reference return, of docs/learning.md's sources; bar: what the mean must reach)."""
 

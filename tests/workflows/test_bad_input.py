@@ -11,9 +11,9 @@ TRAIN = ["train", "ppo", "--env", "CartPole-v1", "--debug"]
 BAD = {
     "unknown algorithm": (
         ["train", "ppoo", "--env", "CartPole-v1"],
-        ['unknown algorithm "ppoo"', "did you mean ppo?", "a2c, ppo"],
+        ['unknown algorithm "ppoo"', "did you mean ppo?", "a2c, apex, appo, "],
     ),
-    "no algorithm": (["train"], ["which algorithm?", "a2c, ppo"]),
+    "no algorithm": (["train"], ["which algorithm?", "a2c, apex, appo, "]),
     "unknown environment": (
         ["train", "ppo", "--env", "CartPol-v1", "--debug"],
         ["CartPol-v1", "did you mean CartPole-v1"],

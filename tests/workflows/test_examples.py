@@ -8,8 +8,6 @@ from pipelines.loading import build_config, file_layer, load_config_file
 from workflows.examples import FOLDER, describe, names
 
 TUNED = {f"{env}-{algo}" for env in ("cartpole", "acrobot", "pendulum") for algo in ("a2c", "ppo")}
-SETTINGS_NAMED = {"rainbow": "dqn"}
-"""Name of an algorithm's settings in an example's name → the algorithm."""
 
 
 def test_the_tuned_examples_are_there():
@@ -22,9 +20,7 @@ def test_an_example_is_a_valid_configuration_with_a_stop_criterion(name):
     config = build_config(file.values["algo"], [file_layer(file)])
     assert file.description
     assert config.stop.env_steps is not None
-    env, _, named = name.partition("-")
-    assert env == config.env.id.partition("-")[0].lower()
-    assert SETTINGS_NAMED.get(named, named) == config.algo
+    assert name == f"{config.env.id.partition('-')[0].lower()}-{config.algo}"
 
 
 @pytest.mark.parametrize("name", names())

@@ -237,7 +237,7 @@ def test_wide_answers_keep_all_columns_in_a_pipe(storage: Path) -> None:
     result = run("FROM steps LIMIT 1", storage=storage)
     head = result.stdout.splitlines()[1].split()
     assert head[0] == "run_id"
-    assert head[-1] == "sampled_at"
+    assert head[-1] == "noise_scale"
 
 
 def process(*args: str, storage: Path) -> "subprocess.Popen[str]":
