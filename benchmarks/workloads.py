@@ -3,6 +3,8 @@
 Settings of a peer that change its speed but not its work are its faster ones (README.md).
 """
 
+from typing import Any
+
 from benchmarks.peers import matched
 from benchmarks.workload import Contestant, Target, Workload
 
@@ -11,6 +13,13 @@ NATIVE = {"vectorization": "vector_entry_point"}
 SB3 = Contestant("sb3", "Stable-Baselines3", peer="sb3")
 CLEANRL = Contestant("cleanrl", "CleanRL-like single file", peer="cleanrl")
 SINGLE = ("sb3", "cleanrl")
+
+STREAM = Contestant(
+    "ours-stream",
+    "Millrace, 1 rollout worker, lag 1",
+    overrides={"rollout.num_workers": 1, **LAG_1},
+)
+"""Beside one process: the same rows by way of Ray Data."""
 
 PPO = Workload(
     name="ppo",
@@ -56,19 +65,33 @@ PPO = Workload(
     trial_env_steps=2 * matched.PPO.train_rows,
 )
 
+
+def _replaying(numbers: Any) -> dict[str, Any]:
+    """Ours in one process, at what DQN's and SAC's numbers have in common."""
+    return {
+        "rollout.num_workers": 0,
+        **LAG_0,
+        "model.hidden": numbers.hidden,
+        "model.activation": "relu",
+        "minibatch_rows": numbers.minibatch_rows,
+        "replay.capacity_rows": numbers.capacity_rows,
+        "learning_starts_rows": numbers.learning_starts_rows,
+        "n_step": 1,
+        "optim.lr": numbers.lr,
+        "optim.eps": numbers.adam_eps,
+        "optim.max_grad_norm": None,
+        "gamma": numbers.gamma,
+        "reporting.window_episodes": numbers.window_episodes,
+    }
+
+
 DQN = Workload(
     name="dqn",
     matched=matched.DQN,
     overrides={
-        "rollout.num_workers": 0,
+        **_replaying(matched.DQN),
         "rollout.num_envs": 16,
         "rollout.fragment_steps": 16,
-        **LAG_0,
-        "model.hidden": matched.DQN.hidden,
-        "model.activation": "relu",
-        "minibatch_rows": matched.DQN.minibatch_rows,
-        "replay.capacity_rows": matched.DQN.capacity_rows,
-        "learning_starts_rows": matched.DQN.learning_starts_rows,
         "updates_per_row": 1 / matched.DQN.update_period_steps,
         "target.tau": 1.0,
         "target.period_updates": (
@@ -80,12 +103,6 @@ DQN = Workload(
         ),
         "q.double": False,
         "q.dueling": False,
-        "n_step": 1,
-        "optim.lr": matched.DQN.lr,
-        "optim.eps": matched.DQN.adam_eps,
-        "optim.max_grad_norm": None,
-        "gamma": matched.DQN.gamma,
-        "reporting.window_episodes": matched.DQN.window_episodes,
     },
     ours=Contestant("ours", "Millrace, one process"),
     peers=(
@@ -100,11 +117,7 @@ DQN = Workload(
         ),
     ),
     information=(
-        Contestant(
-            "ours-stream",
-            "Millrace, 1 rollout worker, lag 1",
-            overrides={"rollout.num_workers": 1, **LAG_1},
-        ),
+        STREAM,
         Contestant(
             "cleanrl-4", "CleanRL-like, 4 envs together", peer="cleanrl", options={"num-envs": 4}
         ),
@@ -126,24 +139,12 @@ SAC = Workload(
     name="sac",
     matched=matched.SAC,
     overrides={
-        "rollout.num_workers": 0,
+        **_replaying(matched.SAC),
         "rollout.num_envs": 4,
         "rollout.fragment_steps": 32,
-        **LAG_0,
-        "model.hidden": matched.SAC.hidden,
-        "model.activation": "relu",
-        "minibatch_rows": matched.SAC.minibatch_rows,
-        "replay.capacity_rows": matched.SAC.capacity_rows,
-        "learning_starts_rows": matched.SAC.learning_starts_rows,
         "updates_per_row": 1.0,
         "target.tau": matched.SAC.tau,
         "target.period_updates": 1,
-        "n_step": 1,
-        "optim.lr": matched.SAC.lr,
-        "optim.eps": matched.SAC.adam_eps,
-        "optim.max_grad_norm": None,
-        "gamma": matched.SAC.gamma,
-        "reporting.window_episodes": matched.SAC.window_episodes,
     },
     ours=Contestant("ours", "Millrace, one process"),
     peers=(
@@ -157,13 +158,7 @@ SAC = Workload(
             max_env_steps=2000,
         ),
     ),
-    information=(
-        Contestant(
-            "ours-stream",
-            "Millrace, 1 rollout worker, lag 1",
-            overrides={"rollout.num_workers": 1, **LAG_1},
-        ),
-    ),
+    information=(STREAM,),
     targets=(
         Target("env steps/s, fastest peer", "steps_per_s", (*SINGLE, "rllib"), 1.5),
         Target("first result, RLlib", "first_result_s", ("rllib",), 0.6),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rl_ops.model_spec import Activation
-from rl_ops.optim_spec import OptimKind
+from rl_ops.optim_spec import OptimKind, OptimSpec
 from rl_ops.schedules import Schedule as _Points
 
 if TYPE_CHECKING:
@@ -139,6 +139,10 @@ class OptimConfig(Group):
     """Decoupled for adamw, an L2 term for the others."""
     max_grad_norm: float | None = Field(default=0.5, gt=0)
     """Gradients of larger norm are scaled down to it; None never."""
+
+    def spec(self) -> OptimSpec:
+        """The optimiser without its rate, which changes with the run."""
+        return OptimSpec(**self.model_dump(exclude={"lr"}))
 
 
 class LearnerConfig(Group):

@@ -139,8 +139,7 @@ class DQNLearner(ReplayLearner[DQNConfig]):
             return loss_B, target_BN.mean(1) - q_B, q_B
         q_B = outputs_BN[:, 0]
         td_error_B = td_target(*returns, target_BN[:, 0]) - q_B
-        delta = config.huber_delta
-        loss_B = 0.5 * td_error_B.square() if delta is None else huber(td_error_B, delta=delta)
+        loss_B = huber(td_error_B, delta=config.huber_delta)
         return loss_B, td_error_B.detach(), q_B.detach()
 
     @torch.no_grad()
@@ -162,8 +161,7 @@ class DQNLearner(ReplayLearner[DQNConfig]):
         # the loss is huber(td) and td falls as Q rises
         d_q_BA = torch.zeros_like(q_BA).scatter_(1, action_B1, slope_B.unsqueeze(1))
         written.backward(d_q_BA.mul_(-1 / batch.rows))
-        delta = config.huber_delta
-        loss_B = 0.5 * td_error_B.square() if delta is None else huber(td_error_B, delta=delta)
+        loss_B = huber(td_error_B, delta=config.huber_delta)
         return (batch.is_weight * loss_B).mean(), td_error_B, q_B
 
     @torch.no_grad()

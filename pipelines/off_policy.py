@@ -21,7 +21,6 @@ from rl_ops.batch import Batch
 from rl_ops.learner import Averages, Learner, Metrics, World, load_arrays
 from rl_ops.operators import AddTDPriority, NStep, Operator
 from rl_ops.optim import FlatOptimizer, flatten_parameters
-from rl_ops.optim_spec import OptimSpec
 from rl_ops.policy import PolicySpec, Weights
 from rl_ops.replay import Replay, ReplaySpec
 
@@ -141,7 +140,7 @@ class ReplayLearner(Learner[C]):
 
     def optimizer(self, *modules: nn.Module) -> FlatOptimizer:
         """An optimiser of the configuration's kind."""
-        spec = OptimSpec(**self.config.optim.model_dump(exclude={"lr"}))
+        spec = self.config.optim.spec()
         return FlatOptimizer(list(modules), spec, reduce_gradient=self.world.average)
 
     def weights(self) -> Weights:

@@ -20,7 +20,6 @@ from rl_ops.models import build_model
 from rl_ops.moments import RunningMoments
 from rl_ops.operators import AddDiscount, AddGAE, Operator
 from rl_ops.optim import FlatOptimizer
-from rl_ops.optim_spec import OptimSpec
 from rl_ops.policy import Weights
 from rl_ops.pullback import Pullback, covers
 from rl_ops.returns import VTrace, vtrace
@@ -68,8 +67,7 @@ class ActorCriticLearner(Learner[C]):
         config = self.config
         torch.manual_seed(config.seed)
         model = build_model(self.policy.model).to(self.world.device)
-        optim = config.optim.model_dump(exclude={"lr"})
-        optimizer = FlatOptimizer([model], OptimSpec(**optim), reduce_gradient=self.world.average)
+        optimizer = FlatOptimizer([model], config.optim.spec(), reduce_gradient=self.world.average)
         self.distribution = self.policy.distribution
         self._forward = torch.compile(model) if config.learner.compile else model
         written = covers(model, self.distribution) and not config.learner.compile

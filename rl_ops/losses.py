@@ -178,7 +178,7 @@ def value_loss(
     return torch.maximum(loss_B, 0.5 * (clipped_B - target_B).square())
 
 
-def huber(td_error: Tensor, *, delta: float = 1.0) -> Tensor:
+def huber(td_error: Tensor, *, delta: float | None = 1.0) -> Tensor:
     """Huber's loss: squared near zero, linear beyond `delta`, where its gradient is +-delta.
 
         loss = 0.5 * td^2                        where |td| <= delta
@@ -186,20 +186,22 @@ def huber(td_error: Tensor, *, delta: float = 1.0) -> Tensor:
 
     Args:
         td_error: any shape.
-        delta: positive, in the units of td_error.
+        delta: positive, in the units of td_error; None is half the square everywhere.
 
     Returns:
         As td_error.
 
     Source: Huber 1964; with delta 1 the error clipping of Mnih et al. 2015, Nature 518.
     """
+    if delta is None:
+        return 0.5 * td_error.square()
     return huber_loss(td_error, torch.zeros_like(td_error), reduction="none", delta=delta)
 
 
 def huber_slope(td_error: Tensor, *, delta: float | None = 1.0) -> Tensor:
-    """The derivative of `huber` by td_error; of half its square where delta is None.
+    """The derivative of `huber` by td_error.
 
-    dloss/dtd = clip(td, -delta, delta)
+    dloss/dtd = clip(td, -delta, delta),  or td where delta is None
     """
     return td_error if delta is None else td_error.clamp(-delta, delta)
 

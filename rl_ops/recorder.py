@@ -215,10 +215,11 @@ class Recorder:
         rollout, spec = self.rollout, self.rollout.spec
         codecs = {c.OBS: rollout.obs_codec, c.ACTION: rollout.action_codec}
         codecs[spec.obs_column] = rollout.model_codec
+        adds = spec.adds
         arrays = {
             name: codecs[name].encode(tree) if name in codecs else pa.array(tree)
             for name, tree in flat.items()
-            if name in spec.adds
+            if name in adds
         }
         if self.keep_final:
             arrays[c.FINAL_OBS] = self._final_obs_column()

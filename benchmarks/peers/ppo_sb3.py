@@ -1,12 +1,11 @@
 """Stable-Baselines3's PPO at the matched settings; run by .bench/sb3's python."""
 
-import torch
 from stable_baselines3 import PPO  # type: ignore[import-not-found]
 from stable_baselines3.common.env_util import make_vec_env  # type: ignore[import-not-found]
 
 from benchmarks.peers.matched import PPO as MATCHED
-from benchmarks.peers.reporting import Arguments, parse_arguments
-from benchmarks.peers.sb3_reporter import Reporter
+from benchmarks.peers.reporting import Arguments
+from benchmarks.peers.sb3_reporter import train
 
 
 def build(args: Arguments) -> PPO:
@@ -35,10 +34,7 @@ def build(args: Arguments) -> PPO:
 
 
 def main() -> None:
-    args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    reporter = Reporter(args.stop_return, period_steps=MATCHED.train_rows)
-    build(args).learn(args.env_steps, callback=reporter, log_interval=None)
+    train(build, period_steps=MATCHED.train_rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """Stable-Baselines3's SAC at the matched settings; run by .bench/sb3's python."""
 
-import torch
 from stable_baselines3 import SAC  # type: ignore[import-not-found]
 from stable_baselines3.common.env_util import make_vec_env  # type: ignore[import-not-found]
 
 from benchmarks.peers.matched import SAC as MATCHED
-from benchmarks.peers.reporting import Arguments, parse_arguments
-from benchmarks.peers.sb3_reporter import Reporter
+from benchmarks.peers.reporting import Arguments
+from benchmarks.peers.sb3_reporter import train
 
 
 def build(args: Arguments) -> SAC:
@@ -34,10 +33,7 @@ def build(args: Arguments) -> SAC:
 
 
 def main() -> None:
-    args = parse_arguments()
-    torch.set_num_threads(args.threads)
-    reporter = Reporter(args.stop_return, period_steps=MATCHED.report_period_steps)
-    build(args).learn(args.env_steps, callback=reporter, log_interval=None)
+    train(build, period_steps=MATCHED.report_period_steps)
 
 
 if __name__ == "__main__":

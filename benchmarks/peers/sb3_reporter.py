@@ -1,8 +1,12 @@
-"""How the Stable-Baselines3 scripts report: a callback, whatever the algorithm."""
+"""How the Stable-Baselines3 scripts train and report, whatever the algorithm."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from stable_baselines3.common.callbacks import BaseCallback  # type: ignore[import-not-found]
 
-from benchmarks.peers.reporting import report
+from benchmarks.peers.reporting import Arguments, parse_arguments, report
 
 
 class Reporter(BaseCallback):  # type: ignore[misc]
@@ -32,3 +36,11 @@ class Reporter(BaseCallback):  # type: ignore[misc]
     def _on_training_end(self) -> None:
         if self.model.num_timesteps > self.reported_steps:
             self.report_iteration()
+
+
+def train(build: Callable[[Arguments], Any], *, period_steps: int) -> None:
+    """Train what `build` makes of the command line, reporting every `period_steps`."""
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    reporter = Reporter(args.stop_return, period_steps=period_steps)
+    build(args).learn(args.env_steps, callback=reporter, log_interval=None)
