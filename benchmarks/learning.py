@@ -41,6 +41,7 @@ REFERENCES: dict[str, tuple[float, float]] = {
     "cartpole-appo": (450.0, 450.0),
     "cartpole-ddppo": (500.0, 500.0),
     "cartpole-dqn": (500.0, 490.0),
+    "cartpole-apex": (500.0, 475.0),
     "pendulum-sac": (-157.0, -170.0),
     "pendulum-td3": (-152.0, -170.0),
     "pendulum-tqc": (-150.0, -170.0),

@@ -21,6 +21,7 @@ from offline.journal import LOCKS, Batch, read_journals, writer_folder
 from offline.ledger_check import Ledger, ledger_of
 from offline.storage import Storage
 from offline.table_history import chosen
+from offline.tables import lacks
 
 _UNSOUND = ("missing-file", "size-differs", "checksum-differs", "unreadable-file")
 _ROWS_OF = (s.STEPS.name, s.EPISODES.name, s.CONSUMPTION.name)
@@ -58,6 +59,8 @@ def _findings(storage: Storage, names: Sequence[str], *, deep: bool) -> Iterator
     found: list[Finding] = []
     first = _ledger(storage, found)
     before = first[0]
+    # One that came later has no rows yet, unless the ledger says otherwise.
+    names = [name for name in names if before[name] or not lacks(storage, name)]
     states = {name: examine_log(storage, name, found) for name in names if is_checked(name)}
     journals = _journals(storage, found)
     pending = {(t, part.path) for b in journals for t, parts in b.parts.items() for part in parts}

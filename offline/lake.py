@@ -14,7 +14,7 @@ from offline.errors import LakeError
 from offline.filters import Where
 from offline.selection import Selection, select
 from offline.storage import Storage, explain
-from offline.tables import open_table
+from offline.tables import lacks, open_table
 
 
 class Lake:
@@ -66,10 +66,13 @@ class Lake:
     checkpoints = partialmethod(table, s.CHECKPOINTS.name)
     failures = partialmethod(table, s.FAILURES.name)
     rejected = partialmethod(table, s.REJECTED.name)
+    ope_results = partialmethod(table, s.OPE_RESULTS.name)
     ledger = partialmethod(table, s.LEDGER.name)
 
     def versions(self) -> dict[str, int]:
         """The newest version of each table, as `sql(versions=…)` takes them back.
+
+        One of `offline.schemas.LATER` that is not there is left out.
 
         Raises:
             LakeError: there is no lake, or a table of it cannot be opened.
@@ -78,7 +81,8 @@ class Lake:
             raise LakeError(
                 f"there is no lake at {self.storage.uri}; train with trace on, or give --storage."
             )
-        return {name: open_table(self.storage, name).version() for name in s.TABLES}
+        there = [name for name in s.TABLES if not lacks(self.storage, name)]
+        return {name: open_table(self.storage, name).version() for name in there}
 
     def exists(self) -> bool:
         """Whether there is any table.

@@ -252,6 +252,35 @@ REJECTED: Final = _table(
 )
 """Rows and episodes that were not taken: of an import, or with values that are not finite."""
 
+OPE_RESULTS: Final = _table(
+    "ope_results",
+    ("ope_id", _STRING),  # of checkpoint, rows and settings: the same evaluation has the same
+    (c.RUN_ID, _STRING),
+    (SESSION, _SHORT),
+    (CHECKPOINT, _STRING),
+    (SHA256, _STRING),  # of its manifest.json
+    (c.POLICY_VERSION, _INT),
+    (TABLE, _STRING),
+    ("table_version", _INT),
+    ("conditions", _STRING),  # JSON
+    ("estimator", _STRING),
+    ("estimate", _DOUBLE),
+    ("low", _DOUBLE),
+    ("high", _DOUBLE),
+    ("level", _DOUBLE),
+    ("method", _STRING),
+    ("ess", _DOUBLE),
+    ("episodes", _INT),
+    (ROWS, _INT),
+    ("behavior_mean", _DOUBLE),
+    ("gamma", _DOUBLE),
+    (SEED, _INT),
+    ("settings", _STRING),  # JSON
+    (AT, _TIME),
+    by_run=False,
+)
+"""One row per estimate of a checkpoint's return from the rows of `table` that hold `conditions`."""
+
 LEDGER: Final = _table(
     "ledger",
     ("writer", _STRING),
@@ -270,10 +299,13 @@ LEDGER: Final = _table(
 )
 """One row per data file of the other tables: its checksum, its rows, the fragments in it."""
 
+LATER: Final = frozenset({OPE_RESULTS.name})
+"""Tables that a lake of an earlier release lacks until it is next written to."""
+
 TABLES: Final[dict[str, TableSchema]] = {
     table.name: table
     for table in (
         *(STEPS, EPISODES, RUNS, METRICS, CONSUMPTION, EVALUATIONS, CHECKPOINTS, FAILURES),
-        *(REJECTED, LEDGER),
+        *(REJECTED, OPE_RESULTS, LEDGER),
     )
 }

@@ -14,7 +14,7 @@ from pyarrow import fs
 from offline.errors import LakeError
 from offline.filters import Where, checked_columns, checked_where, projected
 from offline.storage import Storage, explain
-from offline.tables import open_table
+from offline.tables import VACUUMED_PROPERTY, open_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,19 @@ class Selection:
         """How many rows there are; reads no column that `where` does not name."""
         with self._explained():
             return int(self._dataset.count_rows(filter=self.where))
+
+    def require_files(self) -> None:
+        """Refuse a version whose files are gone, before anything is read.
+
+        Raises:
+            LakeError: it expired, and when; or a file that the table needs is lost.
+        """
+        paths = [file.path for file in self.files()]
+        with self._explained():
+            found = self.storage.filesystem(self.table).get_file_info(paths)
+        for info in found:
+            if info.type == fs.FileType.NotFound:
+                raise _missing(self.storage, self.table, version=self.version, path=info.path)
 
     def to_arrow(self) -> pa.Table:
         """All rows in memory."""
@@ -233,7 +246,10 @@ def _missing(storage: Storage, table: str, *, version: int, path: str) -> LakeEr
         for entry in newest.history()
         if str(entry.get("operation", "")).startswith("VACUUM") and entry.get("timestamp")
     ]
-    when = f"vacuumed {_time(max(e['timestamp'] for e in vacuumed))}" if vacuumed else "vacuumed"
+    noted = newest.metadata().configuration.get(VACUUMED_PROPERTY)
+    if vacuumed:
+        noted = _time(max(e["timestamp"] for e in vacuumed))
+    when = f"vacuumed {noted}" if noted else "vacuumed"
     return LakeError(
         f"version {version} of {table} expired: {when}, and its file {path} is gone. The newest "
         f"version is {newest.version()}."

@@ -22,6 +22,7 @@ class _Used(NamedTuple):
     learner_version: int | None
     grad_steps: int
     at_us: int
+    rejected: pa.Table | None = None
 
 
 class TraceSink:
@@ -66,6 +67,10 @@ class TraceSink:
         """Log fragments that were sampled and that no update used."""
         self._put(_Used(tables, None, 0, time.time_ns() // 1000))
 
+    def rejected(self, rows: pa.Table) -> None:
+        """Log rows of table `rejected`: of logged data that was not taken."""
+        self._put(_Used((), None, 0, time.time_ns() // 1000, rows))
+
     def flush(self) -> dict[str, int]:
         """Wait until all of it is in the lake; table → version that holds it."""
         return self._writer.flush()
@@ -93,6 +98,9 @@ class TraceSink:
             found[s.STEPS.name] = self._encoder.encode(tables)
             found[s.EPISODES.name] = self._episodes.track(tables)
             found[s.CONSUMPTION.name] = self._consumption(items)
+        refused = [used.rejected for used in items if used.rejected is not None]
+        if refused:
+            found[s.REJECTED.name] = pa.concat_tables(refused)
         if self._closing and not items[-1].tables:
             rest = self._episodes.close()
             ended = found.get(s.EPISODES.name)

@@ -18,6 +18,7 @@ from offline.schemas import TABLES
 from offline.selection import Selection, select
 from offline.sql_errors import Asked, explained, no_table
 from offline.storage import Storage
+from offline.tables import lacks
 from offline.views import SOURCES, SQL_NAMES, VIEWS, needed
 
 if TYPE_CHECKING:
@@ -94,10 +95,13 @@ def run_query(
     pinned = _checked_versions(versions or {})
     given = _checked_parameters(parameters)
     sources, views = needed(_names(_statement(query)))
+    absent = [n for n in sources if SOURCES[n] not in pinned and lacks(storage, SOURCES[n])]
     opened = {
-        name: select(storage, SOURCES[name], version=pinned.get(SOURCES[name])) for name in sources
+        name: select(storage, SOURCES[name], version=pinned.get(SOURCES[name]))
+        for name in sources
+        if name not in absent
     }
-    with _shut_in(opened, views, limits) as connection:
+    with _shut_in(opened, views, limits, absent=absent) as connection:
         return _within(limits, Asked(query, given, connection, opened, tuple(views)))
 
 
@@ -173,7 +177,7 @@ def _names(query: str) -> set[str]:
 
 @contextmanager
 def _shut_in(
-    opened: Mapping[str, Selection], views: Sequence[str], limits: Limits
+    opened: Mapping[str, Selection], views: Sequence[str], limits: Limits, *, absent: Sequence[str]
 ) -> "Iterator[DuckDBPyConnection]":
     """A connection that has the tables and can read and write nothing else."""
     import duckdb
@@ -188,6 +192,8 @@ def _shut_in(
             connection.execute("SET TimeZone = 'UTC'")
             for name, selection in opened.items():
                 connection.register(name, selection.dataset())
+            for name in absent:
+                connection.register(name, TABLES[SOURCES[name]].schema.empty_table())
             for name in views:
                 connection.execute(f"CREATE VIEW {name} AS {VIEWS[name].text}")
             _shut(connection)

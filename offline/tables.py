@@ -15,12 +15,13 @@ from offline.commit_log import (
     files_without_log,
     first_version,
     has_commit,
+    log_files,
     refuse_empty_commits,
     version_at,
 )
 from offline.errors import LakeBusyError, LakeError
 from offline.patience import asking, is_hopeless
-from offline.schemas import SCHEMA_VERSION, TABLES, TableSchema
+from offline.schemas import LATER, LEDGER, SCHEMA_VERSION, TABLES, TableSchema
 from offline.storage import Storage, explain, require_writable
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Upgrade = Callable[["DeltaTable", TableSchema], None]
 
 SCHEMA_VERSION_PROPERTY: Final = "millrace.schema_version"
+VACUUMED_PROPERTY: Final = "millrace.vacuumed_at"
+"""When files of old versions were last removed: ISO 8601, UTC."""
 
 _PROPERTIES: Final = {
     "delta.checkpointInterval": str(CHECKPOINT_INTERVAL),
@@ -101,6 +104,17 @@ def open_table(
         found = _existing(storage, table, at)
     _checked(storage, table, found)
     return found
+
+
+def lacks(storage: Storage, table: str) -> bool:
+    """Whether a lake is older than a table of `LATER`: that is no damage, it has no rows.
+
+    Raises:
+        LakeStorageError: the storage cannot be read.
+    """
+    if table not in LATER or log_files(storage, table):
+        return False
+    return bool(log_files(storage, LEDGER.name))
 
 
 def commit_conflict(error: BaseException) -> bool:

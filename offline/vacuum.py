@@ -14,7 +14,7 @@ from offline.errors import LakeError
 from offline.ledger_check import pending_files, read_ledger
 from offline.storage import Storage, explain
 from offline.table_history import chosen
-from offline.tables import open_table
+from offline.tables import VACUUMED_PROPERTY, open_table, set_property
 
 RETENTION_HOURS: Final = 7 * 24
 SAFETY_S: Final = 3600.0
@@ -93,7 +93,10 @@ def _vacuum(storage: Storage, table: str, *, hours: int, dry_run: bool, safety_s
     before = datetime.now(UTC) - timedelta(seconds=safety_s)
     old = [info for info in infos if info.mtime is not None and info.mtime < before]
     kept |= {info.path for info in infos} - {info.path for info in old}
-    if not dry_run:
+    if not dry_run and old:
+        # Before they go: who misses one of them later is told when it went.
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        set_property(storage, table, VACUUMED_PROPERTY, now)
         old = _remove(storage, table, old)
     paths = tuple(sorted(info.path for info in old))
     return Vacuum(table, paths, sum(info.size for info in old), tuple(sorted(kept)), not dry_run)

@@ -7,26 +7,42 @@ if TYPE_CHECKING:
     from pipelines.a2c import A2CConfig as A2CConfig
     from pipelines.apex import ApexConfig as ApexConfig
     from pipelines.appo import APPOConfig as APPOConfig
+    from pipelines.awac import AWACConfig as AWACConfig
+    from pipelines.bc import BCConfig as BCConfig
+    from pipelines.bcq import BCQConfig as BCQConfig
     from pipelines.checkpoint import load_policy as load_policy
+    from pipelines.cql import CQLConfig as CQLConfig
     from pipelines.ddppo import DDPPOConfig as DDPPOConfig
+    from pipelines.decision_transformer import DTConfig as DTConfig
     from pipelines.dqn import DQNConfig as DQNConfig
     from pipelines.impala import IMPALAConfig as IMPALAConfig
+    from pipelines.iql import IQLConfig as IQLConfig
+    from pipelines.marwil import MARWILConfig as MARWILConfig
     from pipelines.pipeline import Pipeline as Pipeline
     from pipelines.ppo import PPOConfig as PPOConfig
     from pipelines.sac import SACConfig as SACConfig
     from pipelines.td3 import TD3Config as TD3Config
+    from pipelines.td3_bc import TD3BCConfig as TD3BCConfig
     from pipelines.tqc import TQCConfig as TQCConfig
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
     "a2c": ("pipelines.a2c", "A2CConfig"),
     "apex": ("pipelines.apex", "ApexConfig"),
     "appo": ("pipelines.appo", "APPOConfig"),
+    "awac": ("pipelines.awac", "AWACConfig"),
+    "bc": ("pipelines.bc", "BCConfig"),
+    "bcq": ("pipelines.bcq", "BCQConfig"),
+    "cql": ("pipelines.cql", "CQLConfig"),
     "ddppo": ("pipelines.ddppo", "DDPPOConfig"),
     "dqn": ("pipelines.dqn", "DQNConfig"),
+    "dt": ("pipelines.decision_transformer", "DTConfig"),
     "impala": ("pipelines.impala", "IMPALAConfig"),
+    "iql": ("pipelines.iql", "IQLConfig"),
+    "marwil": ("pipelines.marwil", "MARWILConfig"),
     "ppo": ("pipelines.ppo", "PPOConfig"),
     "sac": ("pipelines.sac", "SACConfig"),
     "td3": ("pipelines.td3", "TD3Config"),
+    "td3_bc": ("pipelines.td3_bc", "TD3BCConfig"),
     "tqc": ("pipelines.tqc", "TQCConfig"),
 }
 """name → (module with `dataflow`, name of its config class)."""

@@ -13,14 +13,26 @@ from pipelines.training import plan_for
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / "docs" / "algorithms.md"
 
-RLLIB_LINES = {"appo": 1242, "dqn": 1963, "impala": 3110, "ppo": 1261, "sac": 1886, "tqc": 946}
+RLLIB_LINES = {
+    **{"appo": 1242, "bc": 294, "cql": 872, "dqn": 1963, "impala": 3110, "iql": 679},
+    **{"marwil": 776, "ppo": 1261, "sac": 1886, "tqc": 946},
+}
 """Of ray.rllib.algorithms.NAME in Ray 2.60, its new API stack alone, tests left out.
 
 find ray/rllib/algorithms/NAME -name '*.py' -not -path '*test*' |
     grep -v '_tf[_.]\\|tf_model\\|policy\\|_torch_model' | xargs cat | wc -l
 """
 
-_PLANNED_IN = {"td3": "Pendulum-v1", "tqc": "Pendulum-v1", "sac": "Pendulum-v1"}
+_PLANNED_IN = dict.fromkeys(("td3", "td3_bc", "tqc", "sac"), "Pendulum-v1")
+_SPACES = {
+    **dict.fromkeys(("apex", "bcq", "dqn"), "Discrete"),
+    **dict.fromkeys(("td3", "td3_bc", "tqc"), "Box"),
+    **dict.fromkeys(("bc", "marwil"), "Box, Discrete, MultiDiscrete"),
+    **dict.fromkeys(("awac", "cql", "dt", "iql", "sac"), "Box, Discrete"),
+}
+"""Those that act in fewer spaces than all there are."""
+
+_ALL = "Box, Discrete, trees"
 
 _HEAD = """# Algorithms
 
@@ -30,7 +42,9 @@ instead of this page.
 An algorithm is one file: its configuration, its learner, its dataflow. All of them are the same
 dataflow: rollouts, operators fused behind them, perhaps a replay memory, a learner, weights by
 version back to the rollouts. They differ in what acts, in the operators, in the loss, and in how
-far rollouts may run ahead. RLlib's lines are those of its folder of that name, the new API stack
+far rollouts may run ahead. Algorithms made for logged rows have a version of the lake's table for a
+source, and any other with a replay memory takes one, too (`offline.version=N`), alone or beside
+rollouts (`offline.frac=0.5`). RLlib's lines are those of its folder of that name, the new API stack
 alone; what several algorithms share is left out on both sides.
 
 | algorithm | acts in | our file | RLlib's, lines |
@@ -78,7 +92,9 @@ def render() -> str:
         lines = len(file.read_text().splitlines())
         name = f"pipelines/{file.name}"
         rllib = f"{RLLIB_LINES[algo]:,}" if algo in RLLIB_LINES else "none in 2.60"
-        rows.append(f"| [{algo}](#{algo}) | {_spaces(algo)} | `{name}`, {lines} lines | {rllib} |")
+        rows.append(
+            f"| [{algo}](#{algo}) | {_SPACES.get(algo, _ALL)} | `{name}`, {lines} lines | {rllib} |"
+        )
         env = _PLANNED_IN.get(algo, "CartPole-v1")
         config: AlgorithmConfig = config_class(algo)(env=env, trace={"enabled": False})
         summary = (module.__doc__ or "").partition("\n\nLegend")[0].strip()
@@ -86,12 +102,6 @@ def render() -> str:
         sections += [f"## {algo}\n", f"{summary}\n", f"`{class_name}`; `millrace plan {algo}`:\n"]
         sections += [f"```text\n{plan}\n```\n"]
     return _HEAD + "\n".join(rows) + "\n\n" + "\n".join(sections) + "\n" + _TAIL
-
-
-def _spaces(algo: str) -> str:
-    if algo in ("dqn", "apex"):
-        return "Discrete"
-    return "Box" if algo in ("td3", "tqc") else "Box, Discrete" + ", trees" * (algo != "sac")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from pipelines.config import (
     Schedule,
     TargetConfig,
 )
-from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.dqn import DQNLearner
 from pipelines.off_policy import initial_priorities, replayed, transitions
 from pipelines.q_config import QConfig
@@ -59,7 +59,9 @@ def dataflow(config: ApexConfig) -> Dataflow:
         num_envs=config.num_rollouts * config.rollout.num_envs,
     )
     return Dataflow(
-        source=Rollouts(act=act, then=(*transitions(config), initial_priorities(config))),
+        source=source_of(
+            config, Rollouts(act=act, then=(*transitions(config), initial_priorities(config)))
+        ),
         policy=PolicyKind(head="q", q=config.q.spec()),
         replay=replayed(config),
         learner=DQNLearner,

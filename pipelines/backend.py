@@ -8,7 +8,7 @@ from pipelines.coordinator import Command, GoAhead, env_failures, first_incarnat
 from pipelines.errors import TrainingError, cause_of
 from pipelines.evaluation import Evaluation, EvaluationTask
 from pipelines.flow import FlowControl
-from pipelines.training import TrainTask, make_loop, pick_device
+from pipelines.training import TrainTask, logged_updates, make_loop, pick_device
 from rl_ops.learner import World
 from rl_ops.policy import Weights
 from rl_ops.rollout import Rollout
@@ -109,7 +109,9 @@ class LocalBackend:
         self._failure: Exception | None = None
         self._loop = make_loop(task, self._flow, World(device=pick_device(task.plan)))
         count = task.plan.config.num_rollouts
-        self._workers = [LocalWorker(task, i) for i in range(count)]
+        self._updates = logged_updates(task.plan.config)
+        rolls_out = self._updates is None
+        self._workers = [LocalWorker(task, i) for i in range(count if rolls_out else 0)]
         version = self._loop.learner.version
         self._control = FlowControl(
             fragments_per_version=task.plan.dataflow.fragments_per_version,
@@ -130,7 +132,10 @@ class LocalBackend:
         """See `Backend.next_result`."""
         try:
             while self._failure is None and not self._flow.results:
-                self._run_fragment()
+                if self._updates is None:
+                    self._run_fragment()
+                else:
+                    self._loop.iterate_logged(self._updates)
         except Exception as error:  # noqa: BLE001 - an env or a module may raise anything
             self._failure = error
         if self._failure is not None:

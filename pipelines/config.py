@@ -256,6 +256,8 @@ class StopConfig(Group):
     """Iterations: versions published."""
     env_steps: PositiveInt | None = None
     """Rows consumed."""
+    grad_steps: PositiveInt | None = None
+    """Optimiser steps."""
     episode_return_mean: float | None = None
     """Of the latest reporting.window_episodes training episodes."""
     time_s: float | None = Field(default=None, gt=0)
@@ -307,8 +309,15 @@ class AlgorithmConfig(Group):
         partial = {k: v for k, v in values.items() if k in groups and isinstance(v, dict)}
         return values | {name: groups[name] | given for name, given in partial.items()}
 
+    @property
+    def is_offline(self) -> bool:
+        """Whether all that is learned from is logged already, and nothing rolls out."""
+        return False
+
     @model_validator(mode="after")
     def _fragments_divide(self) -> Self:
+        if self.is_offline:
+            return self
         rollout, ranks = self.rollout, max(1, self.learner.num_workers)
         if self.num_rollouts % ranks:
             raise ValueError(
@@ -400,9 +409,51 @@ class TargetConfig(Group):
     """Gradient steps from one time to the next."""
 
 
-class OffPolicyConfig(AlgorithmConfig):
-    """What algorithms that learn from a replay memory share."""
+class DataConfig(Group):
+    """Logged steps that minibatches are drawn from, pinned to one version of their table."""
 
+    lake: str | None = None
+    """Folder or s3:// address of the lake; None is the one that the run itself logs to."""
+    table: Literal["steps"] = "steps"
+    """Of the lake."""
+    version: int | None = Field(default=None, ge=0)
+    """Of the table; None pins the newest when the run starts."""
+    timestamp: str | None = None
+    """Instead of a version: the one as of then, ISO 8601."""
+    where: tuple[tuple[str, str, Any], ...] = ()
+    """Which rows: [[column, operator, value], ...], all of which must hold."""
+    columns: tuple[str, ...] = ()
+    """Columns that a learner of one's own reads, beside those of its algorithm."""
+    split: float = Field(default=1.0, gt=0, le=1)
+    """Share of the episodes that is learned from, chosen by their names; the rest is for
+    validation."""
+    frac: float = Field(default=1.0, gt=0, le=1)
+    """Share of each minibatch; the others are rows of rollouts. At 1 nothing rolls out."""
+    load: Literal["auto", "memory", "stream"] = "auto"
+    """`memory`: all rows on the learner's device; `stream`: through Ray Data, with a local
+    shuffle; `auto`: in memory where they fit max_memory_frac."""
+    max_memory_frac: Fraction = 0.5
+    """Of the memory that is free when a run starts, what `auto` may fill with rows."""
+    shuffle_rows: PositiveInt = 100_000
+    """Rows among which a stream is shuffled."""
+    on_invalid: Literal["skip", "fail"] = "skip"
+    """Episodes with gaps, doubles or values out of their space: leave them out and note them in
+    `rejected`, or stop."""
+    updates_per_iteration: PositiveInt = 1000
+    """Gradient steps of an iteration where nothing rolls out."""
+
+    @model_validator(mode="after")
+    def _one_version(self) -> Self:
+        if self.version is not None and self.timestamp is not None:
+            raise ValueError("offline.version and offline.timestamp name one version; give one")
+        return self
+
+
+class OffPolicyConfig(AlgorithmConfig):
+    """What algorithms that learn from a replay memory, or from logged steps, share."""
+
+    offline: DataConfig | None = None
+    """Logged steps to learn from, instead of rollouts or beside them; None for rollouts alone."""
     replay: ReplayConfig = ReplayConfig()
     target: TargetConfig = TargetConfig()
     updates_per_row: float = Field(default=1.0, gt=0)
@@ -414,8 +465,15 @@ class OffPolicyConfig(AlgorithmConfig):
     n_step: PositiveInt = 1
     """Rewards summed before bootstrapping; windows end where fragments do."""
 
+    @property
+    def is_offline(self) -> bool:
+        """See `AlgorithmConfig.is_offline`."""
+        return self.offline is not None and self.offline.frac == 1.0
+
     @model_validator(mode="after")
     def _windows_fit(self) -> Self:
+        if self.is_offline:
+            return self
         steps = self.rollout.fragment_steps
         if self.n_step > steps and self.rollout.batch_mode == "truncate":
             raise ValueError(

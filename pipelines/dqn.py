@@ -24,7 +24,7 @@ from pipelines.config import (
     Schedule,
     TargetConfig,
 )
-from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.off_policy import (
     TRANSITION,
     Follower,
@@ -188,7 +188,9 @@ class DQNLearner(ReplayLearner[DQNConfig]):
 def dataflow(config: DQNConfig) -> Dataflow:
     """Rollouts by epsilon-greedy → n-step returns → replay → DQN."""
     return Dataflow(
-        source=Rollouts(act=EpsilonGreedy(config.epsilon), then=transitions(config)),
+        source=source_of(
+            config, Rollouts(act=EpsilonGreedy(config.epsilon), then=transitions(config))
+        ),
         policy=PolicyKind(head="q", q=config.q.spec()),
         replay=replayed(config),
         learner=DQNLearner,

@@ -121,15 +121,15 @@ def _run(
     seeds = np.random.SeedSequence(seed).generate_state(n) % 2**31
     state = policy.start(n, seed=seed)
     obs, is_first = slots.reset(seeds.tolist()), np.ones(n, dtype=bool)
-    returns, lengths = np.zeros(n), np.zeros(n, dtype=np.int64)
+    reward, returns, lengths = np.zeros(n), np.zeros(n), np.zeros(n, dtype=np.int64)
     finished: list[list[tuple[float, int]]] = [[] for _ in range(n)]
     while any(len(f) < q for f, q in zip(finished, quota, strict=True)):
         module_obs = spec.obs_connectors.step(obs, is_first, state.connectors)
         policy.draw_noise(state.rng if explore else None)
-        params = policy.inference.forward(policy.module_input(module_obs))[0]
+        params, _ = policy.next_params(module_obs, state.memory, is_first=is_first, reward=reward)
         action = policy.choose(params, state, is_first if explore else None)
         step = slots.step(spec.action_connectors(action))
-        obs, is_first = step.obs, step.is_first
+        obs, is_first, reward = step.obs, step.is_first, step.reward
         returns += step.reward * step.is_transition
         lengths += step.is_transition
         for i in np.flatnonzero((step.terminated | step.truncated) & step.is_transition):
@@ -165,9 +165,9 @@ def record_videos(
 
 def _record_one(policy: Policy, env: gym.Env[Any, Any], *, seed: int, explore: bool) -> None:
     obs, _ = env.reset(seed=seed)
-    state = None
+    state, reward = None, None
     ended = False
     while not ended:
-        action, state, _ = policy.act(obs, state, explore=explore)
-        obs, _, terminated, truncated, _ = env.step(action)
+        action, state, _ = policy.act(obs, state, explore=explore, reward=reward)
+        obs, reward, terminated, truncated, _ = env.step(action)
         ended = terminated or truncated

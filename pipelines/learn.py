@@ -47,6 +47,9 @@ class Sink(Protocol):
     def unused(self, tables: Sequence[pa.Table]) -> None:
         """Log fragments that no update will consume."""
 
+    def rejected(self, rows: pa.Table) -> None:
+        """Log what of logged data was not taken, as rows of table `rejected`."""
+
     def flush(self) -> dict[str, int]:
         """Wait until all of it is in the lake; table → version."""
 
@@ -189,6 +192,7 @@ class LearnLoop:
     worker: Any = None
     _pending: dict[int, pa.Table] = field(default_factory=dict)
     _clock: float = 0.0
+    _grad_steps: int = 0
 
     def run(self, fragments: Iterator[pa.Table]) -> None:
         """Consume `fragments` in the order of their ids; returns when told to stop.
@@ -259,7 +263,7 @@ class LearnLoop:
     def start(self) -> None:
         """Publish the weights that the first fragments act with."""
         self._handle(self.flow.advance(self.learner.version, self.learner.weights(), None))
-        self._clock = time.perf_counter()
+        self._clock, self._grad_steps = time.perf_counter(), self.learner.grad_steps
 
     def feed(self, table: pa.Table) -> None:
         """Take one fragment, and make every version whose fragments are now complete."""
@@ -306,7 +310,7 @@ class LearnLoop:
         return [self._pending[k] for k in ids]
 
     def _iterate(self, tables: list[pa.Table]) -> None:
-        before, got = self._clock, time.perf_counter()
+        got = time.perf_counter()
         metrics = self.learner.update(self.to_batch(tables))
         for k in self.ids(self.learner.version):  # not before: what fails is logged as unused
             del self._pending[k]
@@ -316,7 +320,29 @@ class LearnLoop:
             self.sink.used(
                 tables, learner_version=self.learner.version, grad_steps=self.learner.grad_steps
             )
-        mine = Share.of(tables, metrics, version=self.learner.version)
+        self._conclude(Share.of(tables, metrics, version=self.learner.version), got=got)
+
+    def run_logged(self, updates: int) -> None:
+        """Learn from logged rows until told to stop, `updates` gradient steps an iteration."""
+        try:
+            self.start()
+            while True:
+                self.iterate_logged(updates)
+        except Stopped:
+            self.close()
+        except BaseException:
+            self._close_after_failure()
+            raise
+
+    def iterate_logged(self, updates: int) -> None:
+        """One iteration of `run_logged`."""
+        got = time.perf_counter()
+        metrics = self.learner.update_logged(updates)
+        self._conclude(Share(0, [0], [], [], metrics), got=got)
+
+    def _conclude(self, mine: Share, *, got: float) -> None:
+        """Count what was learned since `got`, publish it, and do what is asked for meanwhile."""
+        before = self._clock
         share = joined(self.learner.world.gather_objects(mine))
         self.learner.env_steps += share.rows
         self.learner.version += 1
@@ -337,10 +363,12 @@ class LearnLoop:
             "time/update_s": updated - got,
             "time/iteration_s": updated - before,
             "env_steps_per_s": share.rows / (updated - before),
+            "grad_steps_per_s": (self.learner.grad_steps - self._grad_steps) / (updated - before),
             "faults/duplicate_fragments": self.duplicates,
         }
         if self.sink is not None:
             result |= {f"lake/{k}_version": v for k, v in self.sink.versions().items()}
+        self._grad_steps = self.learner.grad_steps
         result["stopped_by"] = self.reached(result)
         weights = self.learner.weights()
         paused_s = self._handle(self.flow.advance(self.learner.version, weights, result))

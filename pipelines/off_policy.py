@@ -23,6 +23,7 @@ from rl_ops.operators import AddTDPriority, NStep, Operator
 from rl_ops.optim import FlatOptimizer, flatten_parameters
 from rl_ops.policy import PolicySpec, Weights
 from rl_ops.replay import Replay, ReplaySpec
+from rl_ops.stream_data import StreamData
 
 C = TypeVar("C", bound=OffPolicyConfig)
 
@@ -70,21 +71,30 @@ class Learned(NamedTuple):
 
 
 class ReplayLearner(Learner[C]):
-    """Stores what it consumes, and takes `updates_per_row` gradient steps for each row of it.
+    """Learns from minibatches of rows that it did not sample just now.
+
+    Of rollouts it stores what it consumes, and takes `updates_per_row` gradient steps for each row.
+    Of a data set it takes as many as it is told to. With both, each minibatch has a share of each.
 
     A subclass gives `build` and `learn`; its modules have `model`, which acts, and statistics.
 
     Attributes:
-        replay: this rank's memory.
+        replay: this rank's memory of rollouts; of no use where nothing rolls out.
         updates: minibatches learned from so far, by which `updates_per_row` is kept.
     """
 
     def __init__(self, config: C, policy: PolicySpec, *, world: World | None = None) -> None:
         super().__init__(config, policy, world=world)
         self.on_nonfinite = config.faults.on_nonfinite_loss
-        self.memory = self.replay = Replay(replayed(config).memory, device=self.world.device)
+        self.replay = Replay(replayed(config).memory, device=self.world.device)
+        self.memory = None if config.is_offline else self.replay
         self.updates = 0
         self._ones = torch.ones(config.minibatch_rows, device=self.world.device)
+
+    @property
+    def progress(self) -> int:
+        """Where schedules are: env steps, or gradient steps where nothing rolls out."""
+        return self.updates if self.config.is_offline else self.env_steps
 
     @abstractmethod
     def learn(self, batch: Batch) -> Learned:
@@ -95,20 +105,41 @@ class ReplayLearner(Learner[C]):
         config, averages = self.config, Averages()
         observe(self._statistics, batch, self.world)
         priority = batch.priority if c.PRIORITY in batch else None
-        self.replay.add(batch.select([c.OBS, *TRANSITION]), priority=priority)
+        self.replay.add(batch.select([c.OBS, *self.reads]), priority=priority)
+        count, logged_rows = self._due(batch.rows), self._logged_rows()
         draws = self.replay.minibatches(
-            self._due(batch.rows),
-            config.minibatch_rows,
+            count,
+            config.minibatch_rows - logged_rows,
             generator=self.generator,
             beta=self.at(config.replay.beta),
         )
+        logged: Iterator[Batch] = iter(())
+        if self.data is not None:
+            logged = self.data.minibatches(count, logged_rows, generator=self.generator)
         for drawn in draws:
             self.updates += 1
-            learned = self.learn(self._prepared(drawn.batch, drawn.is_weight))
+            own = self._prepared(drawn.batch, drawn.is_weight)
+            other = next(logged, None)
+            learned = self.learn(own if other is None else _joined(own, self._prepared(other)))
             averages.add(learned.metrics)
             if config.replay.prioritized and learned.priority is not None:
-                self.replay.update_priorities(drawn.index, learned.priority)
+                priority = learned.priority[: len(drawn.index)]
+                self.replay.update_priorities(drawn.index, priority)
         return averages.means() | {"replay_rows": float(self.replay.rows)}
+
+    def update_logged(self, count: int) -> Metrics:
+        """`count` gradient steps on logged rows alone; returns means as `update` does."""
+        assert self.data is not None  # the loop has attached it
+        averages, rows = Averages(), self.config.minibatch_rows
+        for batch in self.data.minibatches(count, rows, generator=self.generator):
+            self.updates += 1
+            averages.add(self.learn(self._prepared(batch)).metrics)
+        return averages.means()
+
+    def _logged_rows(self) -> int:
+        """How many rows of each minibatch are logged ones, where others are rollouts'."""
+        rows, offline = self.config.minibatch_rows, self.config.offline
+        return 0 if offline is None else min(max(1, round(rows * offline.frac)), rows - 1)
 
     def _due(self, rows: int) -> int:
         """Gradient steps for `rows` more rows on this rank; the same number on every rank."""
@@ -118,17 +149,15 @@ class ReplayLearner(Learner[C]):
         # run goes on with fewer updates a row.
         return max(0, math.floor(round(worth, 6)) - self.updates)
 
-    def _prepared(self, batch: Batch, is_weight: torch.Tensor | None) -> Batch:
+    def _prepared(self, batch: Batch, is_weight: torch.Tensor | None = None) -> Batch:
         if is_weight is None:
             is_weight = self._ones[: batch.rows]
         clip, statistics = self.config.connectors.obs_clip, self._statistics
         if statistics.obs_moments is None:
             return batch.with_columns(is_weight=is_weight)
-        return batch.with_columns(
-            is_weight=is_weight,
-            obs=normalized(statistics, batch.obs, clip=clip),
-            bootstrap_obs=normalized(statistics, batch.bootstrap_obs, clip=clip),
-        )
+        names = [name for name in (c.OBS, c.BOOTSTRAP_OBS) if name in batch]
+        fed = {name: normalized(statistics, getattr(batch, name), clip=clip) for name in names}
+        return batch.with_columns(is_weight=is_weight, **fed)
 
     @property
     def _statistics(self) -> HasMoments:
@@ -154,12 +183,22 @@ class ReplayLearner(Learner[C]):
 
     def state(self) -> dict[str, Any]:
         """See `Learner.state`."""
-        return {**super().state(), "updates": self.updates}
+        state = {**super().state(), "updates": self.updates}
+        return state | ({"data": self.data.state()} if isinstance(self.data, StreamData) else {})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See `Learner.load_state`."""
         super().load_state(state)
         self.updates = state["updates"]
+        if "data" in state and isinstance(self.data, StreamData):
+            self.data.load_state(state["data"])
+
+
+def _joined(own: Batch, logged: Batch) -> Batch:
+    """The rows of both, of the first one's columns."""
+    return Batch(
+        {name: torch.cat([getattr(own, name), getattr(logged, name)]) for name in own.names}
+    )
 
 
 class Follower:

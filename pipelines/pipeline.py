@@ -15,11 +15,13 @@ from typing import Any, Self
 import torch
 
 from offline.errors import LakeError
+from offline.storage import Storage
 from pipelines.backend import Backend, LocalBackend
 from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
 from pipelines.errors import CheckpointError, StorageError, TrainingError, cause_of
 from pipelines.evaluation import Evaluation, EvaluationTask
+from pipelines.offline_data import DataTask, data_of, input_versions, pinned
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
@@ -60,16 +62,17 @@ class Pipeline:
         debug: bool = False,
         started_at: float | None = None,
     ) -> None:
-        self.config = config
         started_at = time.time() if started_at is None else started_at
         checkpoint = Checkpoint(resume) if resume is not None else None
+        folder = _local_folder(storage or _storage_of(checkpoint) or DEFAULT_STORAGE)
+        self._data, config = _pinned(config, folder)
+        self.config = config
         self.run_id = check_run_id(name or _made_up_name(config, checkpoint))
         self._plan = plan_for(config, run_id=self.run_id)
         if checkpoint is not None:
             _check_same_policy(checkpoint, self._plan.policy.to_json())
         going_on = checkpoint is not None and checkpoint.state["run_id"] == self.run_id
         self._iteration = checkpoint.state["loop"]["iteration"] if checkpoint else 0
-        folder = _local_folder(storage or _storage_of(checkpoint) or DEFAULT_STORAGE)
         if config.trace.enabled:
             lake_of(config.trace, folder)  # a bad address is not written down anywhere
         self.folder = RunFolder(
@@ -117,7 +120,8 @@ class Pipeline:
             trace = Trace(lake, space, session)
             policy = write_policy(self.config.trace)
             self._log = RunLog(trace, run_id=self.run_id, policy=policy)
-            self._log.started(self._plan, checkpoint)
+            inputs = None if self._data is None else input_versions(self._data)
+            self._log.started(self._plan, checkpoint, inputs=inputs)
         task = TrainTask(
             plan=self._plan,
             started_at=started_at,
@@ -125,6 +129,7 @@ class Pipeline:
             resume=None if checkpoint is None else str(checkpoint.path.absolute()),
             incarnation=session,
             trace=trace,
+            data=self._data,
         )
         return self._start(task, ray_address=ray_address, debug=debug)
 
@@ -428,6 +433,17 @@ def _local_folder(storage: str | os.PathLike[str]) -> Path:
             "trace.lake=s3://bucket/prefix to log to a lake in an object store"
         )
     return Path(storage).expanduser()
+
+
+def _pinned(config: AlgorithmConfig, storage: Path) -> tuple[DataTask | None, AlgorithmConfig]:
+    """The logged rows that a run learns from, and its configuration with their version."""
+    data = data_of(config)
+    if data is None:
+        return None, config
+    lake = lake_of(config.trace, storage) if data.lake is None else Storage.at(data.lake)
+    task = pinned(data, lake)
+    version = {"offline.version": task.spec.version, "offline.timestamp": None}
+    return task, config.with_overrides(version)
 
 
 def _made_up_name(config: AlgorithmConfig, checkpoint: Checkpoint | None) -> str:

@@ -89,6 +89,8 @@ class RayBackend:
 
     def call_workers(self, fn: Callable[[Any], Any]) -> list[Any]:
         """See `Backend.call_workers`."""
+        if self._plan.config.is_offline:
+            return []
         workers = range(self._plan.config.rollout.num_workers)
         if not workers:  # the learners roll out by themselves
             return [_raised(output) for output in self.command_learner("call_workers", fn)]

@@ -53,7 +53,8 @@ def _check(
     has: float,
     what: str = "",
 ) -> list[Problem]:
-    workers, learners = config.rollout.num_workers, config.learner.num_workers
+    workers = 0 if config.is_offline else config.rollout.num_workers
+    learners = config.learner.num_workers
     needs = workers * rollout_each + learners * learner_each
     # Ray counts in units of 0.0001.
     if needs <= has + 1e-4:

@@ -102,7 +102,8 @@ def make_trainer(plan: Plan, coordinator: Any, task: TrainTask, *, name: str) ->
     tune_ray_data()
     config = plan.config
     ranks = config.learner.num_workers
-    streams = range(max(1, ranks)) if config.rollout.num_workers else ()
+    rolls_out = config.rollout.num_workers > 0 and not config.is_offline
+    streams = range(max(1, ranks)) if rolls_out else ()
     datasets = {
         f"rollouts_{rank}": rollout_dataset(plan, coordinator, rank=rank) for rank in streams
     }

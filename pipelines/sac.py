@@ -19,7 +19,7 @@ from pipelines.config import (
     RolloutConfig,
     Schedule,
 )
-from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.noise_config import NoiseConfig
 from pipelines.off_policy import (
     TRANSITION,
@@ -173,8 +173,9 @@ def dataflow(config: SACConfig) -> Dataflow:
     """Rollouts, at first uniform → n-step returns → replay → SAC."""
     act = Sample() if config.noise is None else config.noise.act()
     return Dataflow(
-        source=Rollouts(
-            act=RandomFirst(config.learning_starts_rows, act), then=transitions(config)
+        source=source_of(
+            config,
+            Rollouts(act=RandomFirst(config.learning_starts_rows, act), then=transitions(config)),
         ),
         policy=PolicyKind(head="actor", squash=True),
         replay=replayed(config),

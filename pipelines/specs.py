@@ -21,7 +21,7 @@ from rl_ops.envs import EnvSpec, make_env
 from rl_ops.errors import SpecError
 from rl_ops.exploration import Act
 from rl_ops.guarded_env import GuardPolicy
-from rl_ops.model_spec import Head, ModelSpec, QSpec
+from rl_ops.model_spec import Head, ModelSpec, QSpec, SequenceSpec
 from rl_ops.policy import PolicySpec
 from rl_ops.rollout import RolloutSpec
 from rl_ops.spaces import space_to_json
@@ -36,12 +36,14 @@ class PolicyKind:
         squash: Box actions by a tanh-squashed Gaussian; None asks connectors.squash_action.
         deterministic: Box actions by the tanh of the output.
         q: how a Q network ends; its number of actions is filled in from the environment.
+        sequence: of a transformer, likewise; None for what acts by one observation.
     """
 
     head: Head = "actor_critic"
     squash: bool | None = None
     deterministic: bool = False
     q: QSpec | None = None
+    sequence: SequenceSpec | None = None
 
 
 def env_spec(config: AlgorithmConfig) -> EnvSpec:
@@ -134,7 +136,19 @@ def model_spec(
         factory_kwargs=model.factory_kwargs,
         head=kind_of_policy.head,
         q=q,
+        sequence=_sequence(kind_of_policy.sequence, distribution),
     )
+
+
+def _sequence(spec: SequenceSpec | None, distribution: Distribution) -> SequenceSpec | None:
+    """With what the actions are."""
+    if spec is None:
+        return None
+    if isinstance(distribution, Categorical):
+        return dataclasses.replace(spec, num_actions=distribution.num_actions)
+    if isinstance(distribution, Gaussian | SquashedGaussian):
+        return dataclasses.replace(spec, action_size=distribution.size)
+    raise SpecError(f"a transformer sees actions of one Box or one Discrete, got {distribution}")
 
 
 def log_std_params(distribution: Distribution) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from pipelines.config import (
     PositiveInt,
     RolloutConfig,
 )
-from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.noise_config import NoiseConfig
 from pipelines.off_policy import (
     TRANSITION,
@@ -153,9 +153,12 @@ class TD3Learner(ReplayLearner[TD3Config]):
 def dataflow(config: TD3Config) -> Dataflow:
     """Rollouts, at first uniform, then with noise → n-step returns → replay → TD3."""
     return Dataflow(
-        source=Rollouts(
-            act=RandomFirst(config.learning_starts_rows, config.noise.act()),
-            then=transitions(config),
+        source=source_of(
+            config,
+            Rollouts(
+                act=RandomFirst(config.learning_starts_rows, config.noise.act()),
+                then=transitions(config),
+            ),
         ),
         policy=PolicyKind(head="actor", deterministic=True),
         replay=replayed(config),

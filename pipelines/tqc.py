@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 
 from pipelines.config import ModelConfig, OffPolicyConfig, OptimConfig, PositiveInt, RolloutConfig
-from pipelines.dataflow import Dataflow, Rollouts
+from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.off_policy import (
     TRANSITION,
     Learned,
@@ -142,8 +142,11 @@ class TQCLearner(ReplayLearner[TQCConfig]):
 def dataflow(config: TQCConfig) -> Dataflow:
     """Rollouts, at first uniform → n-step returns → replay → TQC."""
     return Dataflow(
-        source=Rollouts(
-            act=RandomFirst(config.learning_starts_rows, Sample()), then=transitions(config)
+        source=source_of(
+            config,
+            Rollouts(
+                act=RandomFirst(config.learning_starts_rows, Sample()), then=transitions(config)
+            ),
         ),
         policy=PolicyKind(head="actor", squash=True),
         replay=replayed(config),

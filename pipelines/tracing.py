@@ -141,8 +141,19 @@ class RunLog:
         """Address of the lake."""
         return self._trace.storage.uri
 
-    def started(self, plan: "Plan", checkpoint: Checkpoint | None = None) -> None:
-        """Log that the session began, from a checkpoint or none; it is in the lake afterwards.
+    def started(
+        self,
+        plan: "Plan",
+        checkpoint: Checkpoint | None = None,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log that the session began; it is in the lake afterwards.
+
+        Args:
+            plan: of the run.
+            checkpoint: from which it goes on; None for none.
+            inputs: which logged rows it learns from; None for none.
 
         Raises:
             LakeError: it cannot be written, or another process runs under the same name.
@@ -163,7 +174,7 @@ class RunLog:
             "code": provenance.code(),
             "host": provenance.host(),
             "resumed_from": _origin(checkpoint),
-            "input_versions": "{}",
+            "input_versions": json.dumps(inputs or {}),
         }
         self._put(s.RUNS, {**self._about, s.STATUS: "running"})
         if checkpoint is not None and self._is_unlogged(checkpoint):

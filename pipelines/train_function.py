@@ -17,8 +17,9 @@ from ray import cloudpickle
 
 from pipelines.coordinator import Command, GoAhead
 from pipelines.ray_session import tune_ray_data
+from pipelines.ray_stream import read_on_ray
 from pipelines.rollout_worker import RolloutWorker, pack, pack_error
-from pipelines.training import TrainTask, make_loop, pick_device
+from pipelines.training import TrainTask, logged_updates, make_loop, pick_device
 from rl_ops.learner import World
 from rl_ops.policy import Weights
 
@@ -127,15 +128,19 @@ def train_function(settings: dict[str, Any]) -> None:
     tune_ray_data()
     coordinator = settings["coordinator"]
     own = None
+    grouped = task.plan.config.learner.num_workers > 0
+    device = ray.train.torch.get_device() if grouped else pick_device(task.plan)
+    world = World(rank=rank, size=size, device=device)
+    flow = RayFlow(coordinator, world)
+    updates = logged_updates(task.plan.config)
+    if updates is not None:
+        return make_loop(task, flow, world, read=read_on_ray).run_logged(updates)
     if task.plan.config.rollout.num_workers == 0:
         stream: OwnRollouts | FragmentStream = (own := OwnRollouts(task, coordinator, rank))
     else:
         shard = ray.train.get_dataset_shard(f"rollouts_{rank}")
         stream = FragmentStream(shard, coordinator, rank)
-    grouped = task.plan.config.learner.num_workers > 0
-    device = ray.train.torch.get_device() if grouped else pick_device(task.plan)
-    world = World(rank=rank, size=size, device=device)
     with contextlib.closing(iter(stream)) as fragments:
-        loop = make_loop(task, RayFlow(coordinator, world), world)
+        loop = make_loop(task, flow, world, read=read_on_ray)
         loop.worker = None if own is None else own.worker
         loop.run(fragments)

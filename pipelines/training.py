@@ -8,15 +8,19 @@ from typing import Any
 
 import torch
 
+from offline.validation import rejected_rows
 from pipelines import ALGORITHMS
 from pipelines.batch_reader import BatchReader
 from pipelines.checkpoint import Checkpoint, write_checkpoint
-from pipelines.config import AlgorithmConfig
+from pipelines.config import AlgorithmConfig, OffPolicyConfig
 from pipelines.config_errors import ConfigError, Problem
 from pipelines.dataflow import Plan, make_plan
 from pipelines.errors import CheckpointError
 from pipelines.learn import EpisodeWindow, Flow, LearnLoop, Reached
 from pipelines.memory_state import Origins, load_memory, save_memory
+from pipelines.offline_attach import attach
+from pipelines.offline_data import DataTask
+from pipelines.offline_stream import ReadFiles, read_here
 from pipelines.specs import policy_spec, rollout_spec
 from pipelines.tracing import Trace, make_sink
 from rl_ops.learner import Learner, World
@@ -33,6 +37,7 @@ class TrainTask:
         resume: checkpoint to go on from.
         incarnation: the run's session; part of seeds and episode ids.
         trace: where steps are logged; None nowhere.
+        data: logged rows to learn from; None for none.
     """
 
     plan: Plan
@@ -41,6 +46,7 @@ class TrainTask:
     resume: str | None = None
     incarnation: int = 0
     trace: Trace | None = None
+    data: DataTask | None = None
 
 
 def plan_for(config: AlgorithmConfig, *, run_id: str) -> Plan:
@@ -69,13 +75,31 @@ def pick_device(plan: Plan) -> torch.device:
     return torch.device(wanted)
 
 
+def logged_updates(config: AlgorithmConfig) -> int | None:
+    """Gradient steps of an iteration on logged rows alone; None where something rolls out."""
+    if not config.is_offline:
+        return None
+    assert isinstance(config, OffPolicyConfig)
+    assert config.offline is not None
+    return config.offline.updates_per_iteration
+
+
 def pick_threads(config: AlgorithmConfig) -> int:
     """Torch threads of each learner process; see `LearnerConfig.num_threads`."""
     return config.learner.num_threads or 1
 
 
-def make_loop(task: TrainTask, flow: Flow, world: World) -> LearnLoop:
-    """The learner's loop, restored when the task resumes a checkpoint."""
+def make_loop(
+    task: TrainTask, flow: Flow, world: World, *, read: ReadFiles = read_here
+) -> LearnLoop:
+    """The learner's loop, restored when the task resumes a checkpoint.
+
+    Args:
+        task: what is to run.
+        flow: to the rest of the run.
+        world: this learner's place.
+        read: who reads logged steps that stream.
+    """
     plan, config = task.plan, task.plan.config
     torch.set_num_threads(pick_threads(config))
     learner = plan.dataflow.learner(config, plan.policy, world=world)
@@ -98,6 +122,11 @@ def make_loop(task: TrainTask, flow: Flow, world: World) -> LearnLoop:
         incarnation=task.incarnation,
         started_at=task.started_at,
     )
+    if task.data is not None:
+        report = attach(learner, task.data, read=read)
+        if report is not None and report.problems and loop.sink is not None and not world.rank:
+            run_id, session = plan.rollout.run_id, task.incarnation
+            loop.sink.rejected(rejected_rows(report, run_id=run_id, session=session))
     if task.resume is not None:
         restore(loop, plan, Checkpoint(task.resume))
     return loop

@@ -55,6 +55,16 @@ class Batch:
         """The same rows with columns added or replaced."""
         return Batch({**self._columns, **columns})
 
+    def rows_of(self, index: slice | torch.Tensor) -> "Batch":
+        """Some of the rows; of a slice they are views."""
+        return Batch({name: _map(lambda x: x[index], tree) for name, tree in self._columns.items()})
+
+    def to(self, device: torch.device) -> "Batch":
+        """The rows on a device."""
+        return Batch(
+            {name: _map(lambda x: x.to(device), tree) for name, tree in self._columns.items()}
+        )
+
     def select(self, names: Iterable[str]) -> "Batch":
         """Only the columns named."""
         return Batch({name: getattr(self, name) for name in names})

@@ -40,6 +40,10 @@ class Inference(Protocol):
 
 def inference_for(spec: ModelSpec) -> Inference:
     """The cheapest implementation of `spec`: numpy for an MLP, torch for everything else."""
+    if spec.sequence is not None and spec.kind != "custom":
+        from rl_ops.sequence_inference import SequenceInference  # imports torch
+
+        return SequenceInference(spec)
     if spec.kind == "mlp" and spec.head == "q":
         from rl_ops.q_inference import QInference  # which needs this module's activations
 

@@ -209,6 +209,7 @@ class Learner(ABC, Generic[C]):
         version: of the policy that `weights` gives; 0 before the first update.
         memory: what it remembers of rows beside its modules, with `state`, `contents` and `load`,
             so that checkpoints can keep it; None for nothing.
+        data: logged rows that it draws from; None where there are none.
         on_nonfinite: what a gradient that is NaN or Inf does: stop the run, or skip its step.
     """
 
@@ -223,6 +224,7 @@ class Learner(ABC, Generic[C]):
         self.grad_steps = 0
         self.version = 0
         self.memory: Any = None
+        self.data: Any = None
         self.on_nonfinite: Literal["stop", "skip"] = "stop"
         self.generator = torch.Generator()
         self.modules = self.build()
@@ -236,6 +238,10 @@ class Learner(ABC, Generic[C]):
     def update(self, batch: Batch) -> Metrics:
         """Learn from one version's rows; returns means of loss terms and diagnostics."""
 
+    def update_logged(self, count: int) -> Metrics:
+        """Take `count` gradient steps on logged rows; returns what `update` does."""
+        raise NotImplementedError(f"{type(self).__name__} learns from rollouts alone")
+
     @abstractmethod
     def weights(self) -> Weights:
         """What rollout workers act with, as arrays of their own."""
@@ -244,9 +250,14 @@ class Learner(ABC, Generic[C]):
     def set_weights(self, weights: Weights) -> None:
         """Replace what `weights` gives; optimiser state and statistics stay."""
 
+    @property
+    def progress(self) -> int:
+        """Where schedules are: env steps."""
+        return self.env_steps
+
     def at(self, schedule: Schedule) -> float:
         """A schedule's value now."""
-        return value_at(schedule, self.env_steps)
+        return value_at(schedule, self.progress)
 
     def step(
         self, optimizer: FlatOptimizer, loss: Loss, *, lr: float

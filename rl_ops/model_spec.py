@@ -36,6 +36,27 @@ class QSpec:
 
 
 @dataclass(frozen=True)
+class SequenceSpec:
+    """How much of an episode a transformer acts by.
+
+    Attributes:
+        steps: K, the newest steps that it sees.
+        heads: of attention, in each block.
+        dropout: share of numbers that are left out while it learns.
+        max_t: steps of an episode that are told apart; later ones count as the last.
+        num_actions: A of one Discrete action space; 0 for a Box.
+        action_size: numbers of an action of a Box; 0 for a Discrete.
+    """
+
+    steps: int
+    heads: int = 1
+    dropout: float = 0.0
+    max_t: int = 1000
+    num_actions: int = 0
+    action_size: int = 0
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What acts, over one observation array: an actor-critic, an actor alone, or a Q network.
 
@@ -55,6 +76,8 @@ class ModelSpec:
         factory_kwargs: JSON-able keyword arguments for the factory.
         head: what the network gives: params and a value, params alone, or Q values.
         q: how a Q network ends; None for the others.
+        sequence: of a transformer, whose blocks `hidden` are; None for what acts by one
+            observation.
     """
 
     kind: Literal["mlp", "cnn", "custom"]
@@ -72,6 +95,7 @@ class ModelSpec:
     log_std_params: tuple[int, ...] = ()
     head: Head = "actor_critic"
     q: QSpec | None = None
+    sequence: SequenceSpec | None = None
 
     @property
     def num_towers(self) -> int:
@@ -96,4 +120,6 @@ class ModelSpec:
         values["conv"] = tuple(tuple(layer) for layer in values["conv"])
         if values.get("q") is not None:
             values["q"] = QSpec(**values["q"])
+        if values.get("sequence") is not None:
+            values["sequence"] = SequenceSpec(**values["sequence"])
         return cls(**values)

@@ -26,6 +26,10 @@ def build_model(spec: ModelSpec) -> nn.Module:
         from rl_ops.q_models import QNetwork  # which needs this module's layers
 
         return QNetwork(spec)
+    if spec.sequence is not None and spec.kind != "custom":
+        from rl_ops.transformer import DecisionTransformer  # likewise
+
+        return DecisionTransformer(spec)
     if spec.kind == "mlp":
         return MLPActorCritic(spec)
     if spec.kind == "cnn":
@@ -82,7 +86,7 @@ def _heads(spec: ModelSpec, width: int) -> tuple[nn.Linear, nn.Linear | None]:
     return actor, _head(width, 1, 1.0) if spec.has_value else None
 
 
-class _FreeParams(nn.Module):
+class FreeParams(nn.Module):
     """Base of the actor-critics: replaces the parameters that no observation moves."""
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -100,7 +104,7 @@ class _FreeParams(nn.Module):
         return params.index_copy(1, torch.tensor(self._index, device=params.device), rows)
 
 
-class MLPActorCritic(_FreeParams):
+class MLPActorCritic(FreeParams):
     """Actor and critic as one stack of matrices [K, D, H]: one batched product a layer for both.
 
     With `shared`, K is 1 and both heads read the same trunk; an actor alone is one trunk and one
@@ -175,7 +179,7 @@ def orthogonal(layers: Iterable[Any]) -> None:
         nn.init.zeros_(layer.bias)
 
 
-class CNNActorCritic(_FreeParams):
+class CNNActorCritic(FreeParams):
     """Convolutions, then fully connected layers; one trunk for both heads."""
 
     def __init__(self, spec: ModelSpec) -> None:

@@ -120,12 +120,14 @@ class PolicyState:
         connectors: the connectors' state.
         rng: of its own noise.
         carry: of the act that explores.
+        memory: of the network; None where it acts by one observation.
         is_new: nothing was acted on yet, so the next observations are their episodes' first.
     """
 
     connectors: Any
     rng: np.random.Generator = field(repr=False)
     carry: Any = None
+    memory: Any = None
     is_new: bool = True
 
 
@@ -176,6 +178,34 @@ class Policy:
         if value is None and self.spec.model.has_value:
             value = self.inference.value(fed)
         return params, value
+
+    def memory(self, num_envs: int) -> Any:
+        """What the network knows of `num_envs` environments before their first step.
+
+        None where it acts by one observation, which `next_params` takes for such.
+        """
+        if self.spec.model.sequence is None:
+            return None
+        return self.inference.start(num_envs)  # type: ignore[attr-defined]
+
+    def next_params(
+        self, module_obs: Any, memory: Any, *, is_first: Array, reward: Array
+    ) -> tuple[Array, Array | None]:
+        """Params [B, P] of the next actions, and values [B] if they come at no cost.
+
+        Args:
+            module_obs: [B, ...] what connectors made of observations.
+            memory: as `memory` gave it; written in place.
+            is_first: [B] bool, where an episode begins here.
+            reward: [B] of the step before.
+        """
+        fed = self.module_input(module_obs)
+        if memory is None:
+            return self.inference.forward(fed)
+        found: tuple[Array, None] = self.inference.forward_next(  # type: ignore[attr-defined]
+            fed, memory, is_first=is_first, reward=reward
+        )
+        return found
 
     def dist(self, obs: Any) -> tuple[Distribution, Array]:
         """Environment observations [B, ...] → the distribution family and its parameters [B, P]."""
@@ -266,10 +296,16 @@ class Policy:
         """The state before the first step of `num_envs` environments."""
         connectors = self.spec.obs_connectors.start(num_envs)
         carry = self.spec.act.start(self.distribution, num_envs)
-        return PolicyState(connectors, np.random.default_rng(seed), carry)
+        memory = self.memory(num_envs)
+        return PolicyState(connectors, np.random.default_rng(seed), carry, memory)
 
     def act(
-        self, obs: Any, state: PolicyState | None = None, *, explore: bool = False
+        self,
+        obs: Any,
+        state: PolicyState | None = None,
+        *,
+        explore: bool = False,
+        reward: Any = None,
     ) -> tuple[Any, PolicyState, dict[str, Array]]:
         """Choose actions for one observation or a batch of them.
 
@@ -278,6 +314,8 @@ class Policy:
             state: what the previous call returned; None at an episode's start, or what
                 `start` gives, whose seed makes exploring repeatable.
             explore: act as rollouts do at these weights, instead of taking the mode.
+            reward: what the action before earned, a number or [B]; a policy that aims at a
+                return must be told.
 
         Returns:
             The action for the environment, the next state, and extras: `action` as the policy
@@ -285,15 +323,24 @@ class Policy:
 
         Raises:
             SpecError: the observation fits neither the space nor a batch of it.
+            ValueError: the reward is missing.
         """
         single = self._leaf_axes(obs) == 0
         batch = self._batch(obs, add_axis=single)
         rows = _num_rows(batch)
         state = self.start(rows) if state is None else state
+        if reward is None and state.memory is not None and not state.is_new:
+            raise ValueError("this policy aims at a return: tell act the reward of the step before")
         is_first, state.is_new = np.full(rows, state.is_new), False
         module_obs = self.spec.obs_connectors.step(batch, is_first, state.connectors)
         self.draw_noise(state.rng if explore else None)
-        params, value = self.forward(module_obs)
+        if state.memory is None:
+            params, value = self.forward(module_obs)
+        else:
+            earned = np.broadcast_to(0.0 if reward is None else reward, rows)
+            params, value = self.next_params(
+                module_obs, state.memory, is_first=is_first, reward=earned
+            )
         action = self.choose(params, state, is_first if explore else None)
         extras = {"action": action}
         if self.spec.act.has_logp:
@@ -307,13 +354,20 @@ class Policy:
         return env_action, state, extras
 
     def choose(self, params: Array, state: PolicyState, is_first: Array | None) -> Any:
-        """Actions for params [B, P]: the act's where `is_first` [B] is given, else the mode."""
-        if is_first is None:
-            return self.distribution.mode(params)
+        """Actions for params [B, P]: the act's where `is_first` [B] is given, else the mode.
+
+        The state remembers them.
+        """
         act, rows = self.spec.act, len(params)
-        noise = act.noise(self.distribution, state.rng, rows)
-        now = Moment(noise, self.levels(rows), is_first, state.carry)
-        return act.choose(self.distribution, params, now)
+        if is_first is None:
+            action = self.distribution.mode(params)
+        else:
+            noise = act.noise(self.distribution, state.rng, rows)
+            now = Moment(noise, self.levels(rows), is_first, state.carry)
+            action = act.choose(self.distribution, params, now)
+        if state.memory is not None:
+            state.memory.acted(action)
+        return action
 
     def draw_noise(self, rng: np.random.Generator | None) -> None:
         """New noise for a noisy network, and none where `rng` is None."""

@@ -143,6 +143,7 @@ class Rollout:
         self.obs_codec.check(self._obs, where=f"{self.spec.env.id}.reset: obs")
         self._connectors = self.spec.policy.obs_connectors.start(n)
         self._carry = self.spec.policy.act.start(self.policy.distribution, n)
+        self._memory, self._reward = self.policy.memory(n), np.zeros(n)
         self._is_first = np.ones(n, dtype=bool)
         self.t = np.zeros(n, dtype=np.int32)
         self.returns = np.zeros(n)
@@ -223,15 +224,20 @@ class Rollout:
     def _step(self, recorder: Recorder, i: int, noise: Array) -> None:
         policy, spec = self.policy, self.spec.policy
         module_obs = spec.obs_connectors.step(self._obs, self._is_first, self._connectors)
-        params, value = policy.inference.forward(policy.module_input(module_obs))
+        params, value = policy.next_params(
+            module_obs, self._memory, is_first=self._is_first, reward=self._reward
+        )
         now = Moment(noise, self.levels, self._is_first, self._carry)
         action = spec.act.choose(policy.distribution, params, now)
+        if self._memory is not None:
+            self._memory.acted(action)
         recorder.act(i, self._obs, module_obs, action, params)
         if value is not None:
             recorder.value[:, i] = value
         start = time.perf_counter()
         step = self.slots.step(spec.action_connectors(action))
         self.counters.env_s += time.perf_counter() - start
+        self._reward = step.reward
         self.returns += step.reward
         if self.spec.normalize_reward:
             self.running = self.running * self.spec.gamma + step.reward

@@ -214,7 +214,7 @@ def _template(names: Sequence[str]) -> dict[str, Any]:
 
 def _require_available(capacity_rows: int, row_bytes: int, device: torch.device) -> None:
     """Refuse a memory that cannot fit: the kernel would kill the process hours later."""
-    available = _available_bytes(device)
+    available = available_bytes(device)
     need = capacity_rows * row_bytes
     if available is not None and need > available:
         raise ValueError(
@@ -224,7 +224,7 @@ def _require_available(capacity_rows: int, row_bytes: int, device: torch.device)
         )
 
 
-def _available_bytes(device: torch.device) -> int | None:
+def available_bytes(device: torch.device) -> int | None:
     """Memory that can be taken on the device; None where that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])

@@ -46,6 +46,7 @@ RAY_FILES = {
     "pipelines/pipeline.py",
     "pipelines/ray_backend.py",
     "pipelines/ray_session.py",
+    "pipelines/ray_stream.py",
     "pipelines/rollout_worker.py",
     "pipelines/runtime.py",
     "pipelines/train_function.py",

@@ -13,6 +13,7 @@ from workflows.startup import Start
 COMMANDS: dict[str, str] = {
     "train": "workflows.train:train",
     "evaluate": "workflows.evaluate:evaluate",
+    "collect": "workflows.collect:collect",
     "example": "workflows.examples:example",
     "plan": "workflows.plan:plan",
     "sql": "workflows.sql:sql",
@@ -21,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "lake": "workflows.lake:lake",
     "import": "workflows.imports:import_data",
     "export": "workflows.exports:export_data",
+    "validate": "workflows.validate:validate",
     "doctor": "workflows.doctor:doctor",
 }
 """Name → module:command, in the order of --help. The modules import torch and ray only to run."""

@@ -1,9 +1,13 @@
 """Small real lakes, and hands that damage them."""
 
+import atexit
+import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -59,10 +63,19 @@ def batch(
 
 def small_lake(folder: Path, *, batches: int = 6, run_id: str = "r0") -> Storage:
     """A lake in which a run logged `batches` batches of two fragments of ten rows."""
+    shutil.copytree(_template(batches, run_id), folder, dirs_exist_ok=True)
+    return Storage.at(folder)
+
+
+@functools.cache
+def _template(batches: int, run_id: str) -> Path:
+    """Such a lake to copy, which takes a tenth of the time of making it; gone with the process."""
+    folder = Path(tempfile.mkdtemp(prefix="small-lake-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     storage = Storage.at(folder)
     create_tables(storage)
     append(storage, range(batches), run_id=run_id)
-    return storage
+    return folder
 
 
 def append(

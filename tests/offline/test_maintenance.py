@@ -37,7 +37,6 @@ from tests.offline.doctor_kit import (
     rows_of,
     small_lake,
 )
-from tests.offline.s3_kit import BUCKET, s3_options
 
 # History
 
@@ -256,22 +255,21 @@ def test_nothing_is_lost_or_doubled_while_runs_append(tmp_path: Path, batches: i
         check_table(lake, table)
 
 
-def test_a_lake_in_an_object_store_is_kept_as_well() -> None:
-    with s3_options() as options:
-        storage = Storage.at(f"s3://{BUCKET}/lake", options)
-        create_tables(storage)
-        append(storage, range(3))
-        before = rows_of(storage)
-        assert compact(storage, tables=["steps"])[0].files_before == 3
-        assert doctor(storage, deep=True) == []
-        (steps,) = vacuum(
-            storage, tables=["steps"], retention_hours=0, force=True, dry_run=False, safety_s=0
-        )
-        assert len(steps.files) == 3
-        assert rows_of(storage) == before
-        assert doctor(storage, deep=True) == []
-        assert repair(storage) == []
-        assert next(history(storage, tables=["steps"])).operation == "OPTIMIZE"
+def test_a_lake_in_an_object_store_is_kept_as_well(s3_folder: str) -> None:
+    storage = Storage.at(s3_folder)
+    create_tables(storage)
+    append(storage, range(3))
+    before = rows_of(storage)
+    assert compact(storage, tables=["steps"])[0].files_before == 3
+    assert doctor(storage, deep=True) == []
+    (steps,) = vacuum(
+        storage, tables=["steps"], retention_hours=0, force=True, dry_run=False, safety_s=0
+    )
+    assert len(steps.files) == 3
+    assert rows_of(storage) == before
+    assert doctor(storage, deep=True) == []
+    assert repair(storage) == []
+    assert "OPTIMIZE" in [each.operation for each in history(storage, tables=["steps"])]
 
 
 # Vacuum

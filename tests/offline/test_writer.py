@@ -27,6 +27,8 @@ from tests.offline.s3_kit import BUCKET
 from tests.offline.writer_kit import TABLES, WRITER, batch_of, check, fragments_of, new_lake, read
 
 ERRORS = {"full": OSError(errno.ENOSPC, "No space left on device"), "broken": OSError(5, "I/O")}
+REST = [(1, "broken"), (3, "full")]
+"""Pairs of a batch and an error that the nightly tests take up."""
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +180,10 @@ def test_a_second_writer_of_the_name_is_refused_until_the_first_is_closed(
     check(storage, {"run": [0, 1]})
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("hit", [1, 3])
+@pytest.mark.parametrize(
+    ("hit", "error"),
+    [(1, "full"), (3, "broken"), *(pytest.param(*x, marks=pytest.mark.fault) for x in REST)],
+)
 @pytest.mark.parametrize("point", WRITER_POINTS)
 def test_a_batch_that_failed_is_there_once_when_it_is_written_again(
     point: str,

@@ -1,11 +1,13 @@
-"""One suite for every algorithm in ALGORITHMS, on discrete and on continuous actions.
+"""One suite for every algorithm that rolls out, on discrete and on continuous actions.
 
 A new algorithm needs a line in `LEARNS` and nothing else here.
 """
 
 import dataclasses
+import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +28,13 @@ from rl_ops.learner import World
 from rl_ops.policy import Policy
 from rl_ops.rollout import Rollout
 from tests.learning_envs import STEPS
+from tests.pipelines.logged_kit import ONLINE
 
 DISCRETE, CONTINUOUS = "CartPole-v1", "Pendulum-v1"
 ACTS_IN = dict.fromkeys(ALGORITHMS, (DISCRETE, CONTINUOUS)) | {
     "apex": (DISCRETE,),
+    "bcq": (DISCRETE,),
+    "td3_bc": (CONTINUOUS,),
     "dqn": (DISCRETE,),
     "td3": (CONTINUOUS,),
     "tqc": (CONTINUOUS,),
@@ -94,10 +99,16 @@ SYNC_ENVS = {
 """Environments that spend no step on resets, so that rows can be counted."""
 
 CONNECTORS = {"normalize_obs": True, "normalize_reward": True}
+LOGGED = {"enabled": True}
 
 
 def make_config(algo, env=None, **values):
-    small = {"rollout": {"num_envs": 4, "fragment_steps": 16}, "model": {"hidden": (8,)}}
+    """A small run; it logs to no lake unless told, which costs four times the run itself."""
+    small = {
+        "rollout": {"num_envs": 4, "fragment_steps": 16},
+        "model": {"hidden": (8,)},
+        "trace": {"enabled": False},
+    }
     if algo in REPLAYS:
         small |= SOON
     if algo == "ddppo":
@@ -133,7 +144,9 @@ def metrics_of(result):
     return {
         key: value
         for key, value in result.items()
-        if not key.startswith("time") and key not in ("env_steps_per_s", "run_id", "checkpoint")
+        if not key.startswith("time")
+        and not key.endswith("_per_s")
+        and key not in ("run_id", "checkpoint")
     }
 
 
@@ -142,9 +155,9 @@ def run(config, storage, iterations=3):
         return [metrics_of(pipeline.train()) for _ in range(iterations)]
 
 
-algorithms = pytest.mark.parametrize("algo", sorted(ALGORITHMS))
+algorithms = pytest.mark.parametrize("algo", ONLINE)
 in_each_env = pytest.mark.parametrize(
-    ("algo", "env"), [(algo, env) for algo in sorted(ALGORITHMS) for env in ACTS_IN[algo]]
+    ("algo", "env"), [(algo, env) for algo in ONLINE for env in ACTS_IN[algo]]
 )
 
 
@@ -186,9 +199,13 @@ def test_an_environment_that_does_not_exist_leaves_nothing_behind(algo, tmp_path
 
 
 @in_each_env
-@pytest.mark.parametrize("connectors", [{}, CONNECTORS], ids=["plain", "normalized"])
-def test_an_update_is_finite_moves_the_weights_and_counts(algo, env, connectors, tmp_path):
-    config = make_config(algo, env, connectors=connectors)
+@pytest.mark.parametrize(
+    ("connectors", "trace"),
+    [({}, LOGGED), (CONNECTORS, {"enabled": False})],
+    ids=["plain", "normalized"],
+)
+def test_an_update_is_finite_moves_the_weights_and_counts(algo, env, connectors, trace, tmp_path):
+    config = make_config(algo, env, connectors=connectors, trace=trace)
     with Pipeline(config, storage=tmp_path, debug=True) as pipeline:
         before = pipeline.get_policy().get_weights().module
         result = pipeline.train()
@@ -231,9 +248,9 @@ def assert_same_state(loop, again):
 @in_each_env
 def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(algo, env, tmp_path):
     config = make_config(algo, env, connectors=CONNECTORS)
-    first, second = run(config, tmp_path), run(config, tmp_path)
+    first, second = (run(config, tmp_path, iterations=2) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
-    other = run(config.with_overrides({"seed": 1}), tmp_path)
+    other = run(config.with_overrides({"seed": 1}), tmp_path, iterations=1)
     assert other[0]["learner/grad_norm"] != first[0]["learner/grad_norm"]
 
 
@@ -250,7 +267,8 @@ def test_a_version_of_several_fragments_of_several_workers_uses_all_their_rows(a
 def test_versions_of_whole_episodes_have_their_rows_or_more_and_repeat(algo, env, tmp_path):
     steps = {"num_envs": 2, "fragment_steps": 30, "num_workers": 2}
     rollout = {**steps, "batch_mode": "complete_episodes"}
-    config = make_config(algo, env, rollout=rollout, train_rows=240, connectors=CONNECTORS)
+    few = {"updates_per_row": 0.02} if algo in REPLAYS else {}
+    config = make_config(algo, env, rollout=rollout, train_rows=240, connectors=CONNECTORS, **few)
     assert "30 steps or more in whole episodes)" in (
         text := plan_for(config, run_id="x").describe()
     )
@@ -287,6 +305,20 @@ def test_fragments_that_hold_one_row_or_only_resets_do_not_hang(algo, tmp_path):
 # --- checkpoints ---
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Callable[[str], Path]:
+    """A checkpoint of an algorithm's small run, made once and only read."""
+
+    @functools.cache
+    def save(algo):
+        folder = tmp_path_factory.mktemp(algo)
+        with Pipeline(make_config(algo), storage=folder, name="first", debug=True) as pipeline:
+            pipeline.train()
+            return pipeline.save()
+
+    return save
+
+
 @in_each_env
 def test_a_policy_loaded_from_the_checkpoint_acts_bit_for_bit_as_the_pipeline_does(
     algo, env, tmp_path
@@ -311,16 +343,16 @@ def test_a_policy_loaded_from_the_checkpoint_acts_bit_for_bit_as_the_pipeline_do
 
 @algorithms
 def test_a_resumed_run_goes_on_with_its_counters_in_its_own_folder(algo, tmp_path):
-    config = make_config(algo, connectors=CONNECTORS)
+    config = make_config(algo, connectors=CONNECTORS, trace=LOGGED)
     with Pipeline(config, storage=tmp_path, name="run", debug=True) as pipeline:
-        for _ in range(3):
+        for _ in range(2):
             before = pipeline.train()
         path = pipeline.save()
-    assert path == tmp_path / "run" / "checkpoints" / "3"
+    assert path == tmp_path / "run" / "checkpoints" / "2"
     with Pipeline.from_checkpoint(path, debug=True) as pipeline:
         result = pipeline.train()
     assert pipeline.folder.path == tmp_path / "run"
-    assert (result["training_iteration"], result["policy_version"]) == (4, 4)
+    assert (result["training_iteration"], result["policy_version"]) == (3, 3)
     assert before["env_steps"] < result["env_steps"] <= before["env_steps"] + 64
     assert result["grad_steps"] > before["grad_steps"]
     assert result["episodes"] >= before["episodes"]
@@ -328,9 +360,11 @@ def test_a_resumed_run_goes_on_with_its_counters_in_its_own_folder(algo, tmp_pat
 
 
 @algorithms
-def test_a_checkpoint_of_another_architecture_is_refused_with_the_keys_that_differ(algo, tmp_path):
+def test_a_checkpoint_of_another_architecture_is_refused_with_the_keys_that_differ(
+    algo, saved, tmp_path
+):
     config = make_config(algo)
-    path = saved(config, tmp_path)
+    path = saved(algo)
     other = make_config(algo, model={"hidden": (16, 16), "activation": "silu"})
     with pytest.raises(CheckpointError) as caught:
         Pipeline(other, storage=tmp_path, resume=path, debug=True)
@@ -339,16 +373,16 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_the_keys_that_diff
 
 
 @algorithms
-def test_a_checkpoint_of_another_space_is_refused(algo, tmp_path):
-    path = saved(make_config(algo), tmp_path)
+def test_a_checkpoint_of_another_space_is_refused(algo, saved, tmp_path):
+    path = saved(algo)
     other = {DISCRETE: "Acrobot-v1", CONTINUOUS: "MountainCarContinuous-v0"}[ACTS_IN[algo][0]]
     with pytest.raises(CheckpointError, match="action_space"):
         Pipeline(make_config(algo, other), storage=tmp_path, resume=path, debug=True)
 
 
 @algorithms
-def test_a_checkpoint_of_another_optimiser_is_refused_and_leaves_no_folder(algo, tmp_path):
-    path = saved(make_config(algo), tmp_path)
+def test_a_checkpoint_of_another_optimiser_is_refused_and_leaves_no_folder(algo, saved, tmp_path):
+    path = saved(algo)
     kind = make_config(algo).optim.kind
     other = "adam" if kind == "rmsprop" else "rmsprop"
     config = make_config(algo, optim={"kind": other})
@@ -359,18 +393,12 @@ def test_a_checkpoint_of_another_optimiser_is_refused_and_leaves_no_folder(algo,
 
 @algorithms
 def test_missing_statistics_are_named_when_normalisation_is_turned_on_after_the_fact(
-    algo, tmp_path
+    algo, saved, tmp_path
 ):
-    path = saved(make_config(algo), tmp_path)
+    path = saved(algo)
     config = make_config(algo, connectors=CONNECTORS)
     with pytest.raises(CheckpointError, match="missing obs_moments.mean"):
         Pipeline(config, storage=tmp_path, name="second", resume=path, debug=True)
-
-
-def saved(config, storage) -> Path:
-    with Pipeline(config, storage=storage, name="first", debug=True) as pipeline:
-        pipeline.train()
-        return pipeline.save()
 
 
 # --- weights by hand ---
@@ -404,7 +432,7 @@ def test_weights_set_by_hand_are_trained_on_and_those_of_another_shape_change_no
     ("algo", "kind"),
     [
         (algo, "discrete" if env == DISCRETE else "continuous")
-        for algo in sorted(ALGORITHMS)
+        for algo in ONLINE
         for env in ACTS_IN[algo]
     ],
 )

@@ -24,6 +24,8 @@ from pipelines.learn import LearnLoop
 ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(120)]
+SOAK = pytest.mark.soak
+"""Of what another test of this file runs too, with fewer processes; a worker group takes eight."""
 
 
 def make_config(env="CartPole-v1", *, workers=1, lag=0, learners=0, **values):
@@ -82,7 +84,9 @@ def test_a_worker_group_of_one_gives_the_metrics_of_local_mode_bit_for_bit(tmp_p
     assert grouped == run(make_config(), tmp_path, debug=True)
 
 
-@pytest.mark.parametrize("algo", ["a2c", "dqn", "impala", "ppo"])
+@pytest.mark.parametrize(
+    "algo", ["dqn", "ppo", *(pytest.param(a, marks=SOAK) for a in ("a2c", "impala"))]
+)
 def test_whole_episodes_give_the_metrics_of_debug_bit_for_bit(algo, tmp_path):
     rollout = {"num_workers": 2, "num_envs": 2, "fragment_steps": 16, "max_policy_lag": 0}
     at_once = {"learning_starts_rows": 0} if algo == "dqn" else {}
@@ -100,6 +104,7 @@ def test_whole_episodes_give_the_metrics_of_debug_bit_for_bit(algo, tmp_path):
     assert all(np.isfinite(v) for k, v in figures[1].items() if k.startswith("learner/"))
 
 
+@SOAK
 @pytest.mark.parametrize("batch_mode", ["truncate", "complete_episodes"])
 def test_a_worker_group_of_two_counts_all_rows_and_saves_each_generator(batch_mode, tmp_path):
     # Minibatches of 3 rows: ranks whose rows differ in number would otherwise differ in steps.

@@ -252,6 +252,7 @@ def test_a_store_that_goes_away_stops_a_run_or_is_waited_for(
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 @pytest.mark.usefixtures("ray_session")
 def test_ranks_and_workers_on_ray_log_there_without_an_environment_of_their_own(
     s3_folder, tmp_path

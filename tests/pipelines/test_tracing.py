@@ -285,6 +285,7 @@ def test_on_ray_everything_sampled_is_logged_used_or_not(tmp_path, lag) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 @pytest.mark.usefixtures("ray_session")
 def test_data_parallel_ranks_log_their_own_fragments(tmp_path) -> None:
     config = small(

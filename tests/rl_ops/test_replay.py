@@ -273,14 +273,14 @@ class TestRefusals:
             ReplaySpec(**{"capacity_rows": 5, field: value})
 
     def test_a_memory_that_the_machine_does_not_have(self, monkeypatch):
-        monkeypatch.setattr(row_memory, "_available_bytes", lambda device: 3 * 2**30)
+        monkeypatch.setattr(row_memory, "available_bytes", lambda device: 3 * 2**30)
         make(3 * 2**30 // 32).add(numbered(0, 1))
         with pytest.raises(ValueError, match="needs 29.8 GiB; cpu has 3.0 GiB .* 100663296") as e:
             make(10**9).add(numbered(0, 1))
         assert "Lower replay.capacity_rows" in str(e.value)
 
     def test_the_machines_memory_is_known(self):
-        assert 2**20 < row_memory._available_bytes(CPU) < 2**60
+        assert 2**20 < row_memory.available_bytes(CPU) < 2**60
         with pytest.raises(ValueError, match="Lower replay.capacity_rows"):
             make(10**16).add(numbered(0, 1))
 

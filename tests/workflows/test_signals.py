@@ -26,12 +26,25 @@ def test_the_first_signal_ends_with_a_checkpoint_and_how_to_resume(
     assert millrace(*words, "--stop", stop).exit_code == 0
 
 
-def test_the_second_signal_ends_at_once(start_millrace, millrace):
+TELLING_ENV = """
+from pathlib import Path
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Telling(CartPoleEnv):
+    def step(self, action):
+        Path({path!r}).write_text("stepped")
+        return super().step(action)
+"""
+
+
+def test_the_second_signal_ends_at_once(start_millrace, millrace, tmp_path):
     # One iteration of minutes: the first signal has to wait for it.
     long = ("--set", "num_epochs=100000")
-    process = start_millrace(*millrace.words(), *long, "--debug")
-    process.wait_for(millrace.run_folder() / "plan.txt")
-    time.sleep(2)
+    stepped = tmp_path / "stepped"
+    (tmp_path / "telling_env.py").write_text(TELLING_ENV.format(path=str(stepped)))
+    words = millrace.words(env="telling_env:Telling")
+    process = start_millrace(*words, *long, "--debug", pythonpath=tmp_path)
+    process.wait_for(stepped)
     process.send(signal.SIGINT)
     time.sleep(1)
     assert process.process.poll() is None
