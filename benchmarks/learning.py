@@ -35,6 +35,7 @@ REFERENCES: dict[str, tuple[float, float]] = {
     "cartpole-a2c": (500.0, 500.0),
     "acrobot-ppo": (-73.5, -80.0),
     "acrobot-a2c": (-83.4, -90.0),
+    "acrobot-dqn": (-76.6, -80.0),
     "pendulum-ppo": (-172.0, -200.0),
     "pendulum-a2c": (-163.0, -200.0),
     "cartpole-impala": (450.0, 450.0),
