@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from rl_ops.env_id import NO_ENV
 from rl_ops.model_spec import Activation
 from rl_ops.optim_spec import OptimKind, OptimSpec
 from rl_ops.schedules import Schedule as _Points
@@ -39,7 +40,8 @@ class EnvConfig(Group):
     """Which environment, and how copies of it step together."""
 
     id: str = Field(min_length=1)
-    """A Gymnasium id, or `module:factory`."""
+    """A Gymnasium id, or `module:factory`; `lake` for none, where all is learned from logged
+    rows."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the environment."""
     vectorization: Literal["auto", "native", "sync", "async"] = "auto"
@@ -316,6 +318,13 @@ class AlgorithmConfig(Group):
 
     @model_validator(mode="after")
     def _fragments_divide(self) -> Self:
+        if self.env.id == NO_ENV and not (
+            self.is_offline and self.evaluation.period_iterations is None
+        ):
+            raise ValueError(
+                f"env {NO_ENV!r} is none: it is for learning from logged rows alone "
+                "(offline.frac=1), without evaluation.period_iterations"
+            )
         if self.is_offline:
             return self
         rollout, ranks = self.rollout, max(1, self.learner.num_workers)

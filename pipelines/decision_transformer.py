@@ -62,7 +62,7 @@ class DTConfig(LoggedConfig):
     def _draws_episodes(self) -> Self:
         if not self.is_offline:
             raise ValueError(
-                f"dt learns from whole logged episodes alone, got offline.frac={self.offline.frac:g}"
+                f"dt learns from logged episodes alone, got offline.frac={self.offline.frac:g}"
             )
         if self.offline.load == "stream":
             raise ValueError("dt draws windows of episodes, which do not stream; load in memory")

@@ -4,6 +4,7 @@ Legend: N rows, F final observations, P observations.
 """
 
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Mapping
@@ -18,11 +19,12 @@ from offline.errors import LakeError
 from offline.lake import Lake
 from offline.module_obs import module_obs, policy_actions
 from offline.storage import Storage
-from offline.trajectories import DataSpec, Trajectories, selection_of
+from offline.trajectories import DataSpec, Trajectories, no_rows, selection_of, spaces_in
 from offline.validation import Needs, OnInvalid, ValidationReport
 from offline.validation_reading import load_valid
 from pipelines.config import AlgorithmConfig, DataConfig, OffPolicyConfig
 from pipelines.config_errors import ConfigError, Problem
+from pipelines.specs import Spaces
 from pipelines.statistics import new_moments
 from rl_ops import columns as c
 from rl_ops.learner import World
@@ -31,6 +33,7 @@ from rl_ops.policy import PolicySpec
 from rl_ops.returns import discounted_sum, linear_recurrence, n_step
 from rl_ops.row_data import RowData
 from rl_ops.sequence_data import SequenceData
+from rl_ops.spaces import space_from_json
 from rl_ops.tree import brief
 
 Array = npt.NDArray[Any]
@@ -80,6 +83,29 @@ def pinned(data: DataConfig, lake: Storage) -> DataTask:
         raise ConfigError(Problem("offline", str(error), "choose another version")) from error
     spec = dataclasses.replace(spec, version=selection.version, timestamp=None)
     return DataTask(lake, spec, data.on_invalid)
+
+
+def logged_spaces(task: DataTask) -> Spaces:
+    """The spaces of the environment that a task's rows are of.
+
+    The environment's action space is noted by the run that logged them; where it is not, as of
+    imports, it is that of the logged actions.
+
+    Raises:
+        LakeError: there are no rows.
+    """
+    lake, spec = Lake(task.storage), task.spec
+    selection = selection_of(lake, dataclasses.replace(spec, columns=()))
+    first = next(selection.batches(rows=1), None)
+    if first is None:
+        raise no_rows(lake, selection.version)
+    obs, action = spaces_in(lake, first, selection.version)
+    run = first.column(c.RUN_ID)[0].as_py()
+    told = lake.runs(where=[(c.RUN_ID, "=", run)], columns=["spaces"]).to_arrow()
+    for text in told.column("spaces").drop_null().to_pylist():
+        if "env_action" in (noted := json.loads(text)):
+            return Spaces(obs.space, space_from_json(noted["env_action"]))
+    return Spaces(obs.space, action.space)
 
 
 def load_rows(

@@ -21,12 +21,13 @@ from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
 from pipelines.errors import CheckpointError, StorageError, TrainingError, cause_of
 from pipelines.evaluation import Evaluation, EvaluationTask
-from pipelines.offline_data import DataTask, data_of, input_versions, pinned
+from pipelines.offline_data import DataTask, data_of, input_versions, logged_spaces, pinned
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
 from pipelines.tracing import RunLog, Trace, lake_of, next_session, open_lake, write_policy
 from pipelines.training import TrainTask, pick_device, plan_for
+from rl_ops.env_id import NO_ENV
 from rl_ops.policy import Policy, Weights
 
 DEFAULT_STORAGE = "~/ray_results"
@@ -68,7 +69,10 @@ class Pipeline:
         self._data, config = _pinned(config, folder)
         self.config = config
         self.run_id = check_run_id(name or _made_up_name(config, checkpoint))
-        self._plan = plan_for(config, run_id=self.run_id)
+        spaces = None
+        if self._data is not None and config.env.id == NO_ENV:
+            spaces = logged_spaces(self._data)
+        self._plan = plan_for(config, run_id=self.run_id, spaces=spaces)
         if checkpoint is not None:
             _check_same_policy(checkpoint, self._plan.policy.to_json())
         going_on = checkpoint is not None and checkpoint.state["run_id"] == self.run_id

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 
@@ -58,18 +59,42 @@ def env_spec(config: AlgorithmConfig) -> EnvSpec:
     )
 
 
-def policy_spec(config: AlgorithmConfig, kind: PolicyKind, act: Act) -> PolicySpec:
-    """Connectors, model and distribution for the environment's spaces, which it makes to ask.
+class Spaces(NamedTuple):
+    """What an environment takes and gives."""
+
+    obs: gym.Space[Any]
+    action: gym.Space[Any]
+
+
+def env_spaces(config: AlgorithmConfig) -> Spaces:
+    """Those of the environment that a configuration names, which is made to ask it.
+
+    Raises:
+        UnknownEnvError: no such environment.
+    """
+    env = make_env(env_spec(config))
+    try:
+        return Spaces(env.observation_space, env.action_space)
+    finally:
+        env.close()
+
+
+def policy_spec(
+    config: AlgorithmConfig, kind: PolicyKind, act: Act, spaces: Spaces | None = None
+) -> PolicySpec:
+    """Connectors, model and distribution for an environment's spaces.
+
+    Args:
+        config: of the run.
+        kind: of network.
+        act: how actions are chosen while data is gathered.
+        spaces: where they are known; else the environment is asked.
 
     Raises:
         UnknownEnvError: no such environment.
         SpecError: a space that nothing here can encode, or connectors that do not fit it.
     """
-    env = make_env(env_spec(config))
-    try:
-        obs_space, action_space = env.observation_space, env.action_space
-    finally:
-        env.close()
+    obs_space, action_space = spaces or env_spaces(config)
     connectors = config.connectors
     if connectors.obs is None:
         obs_connectors = default_obs_connectors(obs_space)

@@ -21,7 +21,7 @@ from pipelines.memory_state import Origins, load_memory, save_memory
 from pipelines.offline_attach import attach
 from pipelines.offline_data import DataTask
 from pipelines.offline_stream import ReadFiles, read_here
-from pipelines.specs import policy_spec, rollout_spec
+from pipelines.specs import Spaces, policy_spec, rollout_spec
 from pipelines.tracing import Trace, make_sink
 from rl_ops.learner import Learner, World
 
@@ -49,14 +49,19 @@ class TrainTask:
     data: DataTask | None = None
 
 
-def plan_for(config: AlgorithmConfig, *, run_id: str) -> Plan:
+def plan_for(config: AlgorithmConfig, *, run_id: str, spaces: Spaces | None = None) -> Plan:
     """Bind a configuration to its environment and check every column, starting nothing.
+
+    Args:
+        config: of the run.
+        run_id: its name.
+        spaces: where they are known without making the environment.
 
     Raises:
         UnknownEnvError, SpecError, ColumnError: what does not fit.
     """
     dataflow = importlib.import_module(ALGORITHMS[config.algo][0]).dataflow(config)
-    policy = policy_spec(config, dataflow.policy, dataflow.source.act)
+    policy = policy_spec(config, dataflow.policy, dataflow.source.act, spaces)
     return make_plan(config, dataflow, rollout_spec(config, policy, run_id=run_id))
 
 

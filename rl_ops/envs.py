@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from rl_ops.env_id import NO_ENV
 from rl_ops.env_step import EnvStep as EnvStep
 from rl_ops.env_step import aborted_episodes, with_final
 from rl_ops.guarded_env import Failures, GuardedEnv, GuardPolicy
@@ -55,6 +56,11 @@ def make_env(spec: EnvSpec, *, render_mode: str | None = None) -> gym.Env[Any, A
     Raises:
         UnknownEnvError: no such id, or its package is not installed.
     """
+    if spec.id == NO_ENV:
+        raise UnknownEnvError(
+            f"env is {NO_ENV!r}: there is nothing to step, because all that is known is logged. "
+            "Evaluate off-policy (`millrace ope`), or name an environment of these spaces."
+        )
     kwargs = dict(spec.kwargs)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode

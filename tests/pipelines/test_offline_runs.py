@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from deltalake import DeltaTable
 
@@ -13,8 +14,9 @@ from offline.errors import LakeError
 from offline.lake import Lake
 from offline.storage import Storage
 from offline.vacuum import vacuum
-from pipelines import BCConfig, IQLConfig, Pipeline
+from pipelines import BCConfig, IQLConfig, Pipeline, PPOConfig, load_policy
 from pipelines.config_errors import ConfigError
+from rl_ops.envs import UnknownEnvError
 from tests.pipelines.logged_kit import log_random
 from tests.pipelines.test_conformance import metrics_of
 
@@ -203,3 +205,37 @@ def test_ranks_learn_together_from_rows_of_their_own(tmp_path, load):
     with Pipeline(config, storage=tmp_path) as pipeline:
         results = [pipeline.train() for _ in range(3)]
     assert [result["grad_steps"] for result in results] == [5, 10, 15]
+
+
+# --- without an environment ---
+
+
+def test_without_an_environment_spaces_are_those_of_the_rows(storage):
+    ours = trained(iql(), storage)
+    with Pipeline(iql(env="lake"), storage=storage, name="none", debug=True) as pipeline:
+        for _ in range(3):
+            pipeline.train()
+        assert weights_hash(pipeline) == ours
+        path = pipeline.save()
+        with pytest.raises(UnknownEnvError, match=r"nothing to step.*millrace ope"):
+            pipeline.evaluate(num_episodes=1)
+    action, _, _ = load_policy(path).act(np.zeros(4, np.float32))
+    assert action in (0, 1)
+    with Pipeline.from_checkpoint(path, debug=True) as pipeline:
+        assert pipeline.train()["training_iteration"] == 4
+
+
+def test_the_environments_action_space_is_known_where_its_run_noted_it(tmp_path):
+    log_random("Pendulum-v1", tmp_path, rows=300)  # by actions in [-1, 1]
+    with Pipeline(iql(env="lake"), storage=tmp_path, debug=True) as pipeline:
+        pipeline.train()
+        policy = load_policy(pipeline.save())
+    assert policy.spec.action_space.high.tolist() == [2.0]
+    assert abs(policy.act(np.zeros(3, np.float32))[0]).max() <= 2.0
+
+
+def test_an_environment_that_is_none_is_for_logged_rows_alone():
+    with pytest.raises(ValueError, match="env 'lake' is none"):
+        iql(env="lake", frac=0.5)
+    with pytest.raises(ValueError, match="env 'lake' is none"):
+        PPOConfig(env="lake")
