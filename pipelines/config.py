@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rl_ops.env_id import NO_ENV
 from rl_ops.model_spec import Activation
 from rl_ops.optim_spec import OptimKind, OptimSpec
 from rl_ops.schedules import Schedule as _Points
@@ -318,13 +317,6 @@ class AlgorithmConfig(Group):
 
     @model_validator(mode="after")
     def _fragments_divide(self) -> Self:
-        if self.env.id == NO_ENV and not (
-            self.is_offline and self.evaluation.period_iterations is None
-        ):
-            raise ValueError(
-                f"env {NO_ENV!r} is none: it is for learning from logged rows alone "
-                "(offline.frac=1), without evaluation.period_iterations"
-            )
         if self.is_offline:
             return self
         rollout, ranks = self.rollout, max(1, self.learner.num_workers)

@@ -72,8 +72,8 @@ class CQLLearner(ReplayLearner[CQLConfig]):
     def build(self) -> CQLModules | QModules:
         """See `Learner.build`."""
         distribution, config = self.policy.distribution, self.config
+        torch.manual_seed(config.seed)
         if isinstance(distribution, Categorical):
-            torch.manual_seed(config.seed)
             weight = gap_weight(self, default=1.0)
             model = build_model(self.policy.model).to(self.world.device)
             optimizer, target = self.optimizer(model), follower_of(model)
@@ -118,13 +118,12 @@ class CQLLearner(ReplayLearner[CQLConfig]):
         }
         noted: dict[str, Any] = {**self.step(modules.optimizer, Loss(terms, {}), lr=lr)}
         noted |= weigh(self, gap_B.detach(), is_weight=is_weight)
-        noted["q_mean"] = q_B.detach().mean()
-        return Learned(noted, td_error_B.detach().abs())
+        return Learned({**noted, "q_mean": q_B.detach().mean()}, td_error_B.detach().abs())
 
     def learn_soft(self, modules: CQLModules, batch: Batch, *, lr: float) -> Learned:
         """Continuous actions: a step of the critics, of the actor and of both learned weights."""
         given, alpha = self.config.actor_lr, modules.alpha
-        # One pass serves the critics' samples, their targets, and the actor, which moves after.
+        # one pass serves the critics' samples, their targets, and the actor, which moves after.
         params_2BP = modules.model(torch.cat([batch.obs, batch.bootstrap_obs]))[0]
         step, td_error_KB, gap_KB = self.critic_step(
             modules, batch, params_2BP.detach(), alpha=alpha, lr=lr
@@ -169,8 +168,8 @@ class CQLLearner(ReplayLearner[CQLConfig]):
             batch.obs, action, log_density, slope_B=weight * is_weight / rows
         )
         gap_KB = mass_KB - q_KB.detach()
-        conservative = weight * (is_weight * gap_KB).mean(1).sum()
-        terms = {"critic_loss": td_loss.detach(), "conservative_loss": conservative}
+        gap = weight * (is_weight * gap_KB).mean(1).sum()
+        terms = {"critic_loss": td_loss.detach(), "conservative_loss": gap}
         noted = self.checked(terms, optimizer.descend(lr=lr))
         return {**noted, "q_mean": q_KB.detach().mean()}, td_error_KB.detach(), gap_KB
 

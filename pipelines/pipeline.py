@@ -19,6 +19,7 @@ from offline.storage import Storage
 from pipelines.backend import Backend, LocalBackend
 from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
+from pipelines.config_errors import ConfigError, Problem
 from pipelines.errors import CheckpointError, StorageError, TrainingError, cause_of
 from pipelines.evaluation import Evaluation, EvaluationTask
 from pipelines.offline_data import DataTask, data_of, input_versions, logged_spaces, pinned
@@ -70,7 +71,7 @@ class Pipeline:
         self.config = config
         self.run_id = check_run_id(name or _made_up_name(config, checkpoint))
         spaces = None
-        if self._data is not None and config.env.id == NO_ENV:
+        if self._data is not None and config.is_offline and config.env.id == NO_ENV:
             spaces = logged_spaces(self._data)
         self._plan = plan_for(config, run_id=self.run_id, spaces=spaces)
         if checkpoint is not None:
@@ -446,6 +447,9 @@ def _pinned(config: AlgorithmConfig, storage: Path) -> tuple[DataTask | None, Al
         return None, config
     lake = lake_of(config.trace, storage) if data.lake is None else Storage.at(data.lake)
     task = pinned(data, lake)
+    if config.env.id == NO_ENV and config.evaluation.period_iterations is not None:
+        what = f"env is {NO_ENV!r}, so there is nothing to evaluate in"
+        raise ConfigError(Problem("evaluation.period_iterations", what, "leave it out"))
     version = {"offline.version": task.spec.version, "offline.timestamp": None}
     return task, config.with_overrides(version)
 

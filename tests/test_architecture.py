@@ -23,7 +23,16 @@ RL_OPS_NEEDS = {"numpy", "pyarrow", "gymnasium", "torch"}
 WITHOUT_TORCH = {
     *("action_connectors", "arrays", "categorical", "codec", "columns", "complete_episodes"),
     "connectors",
-    *("deterministic", "distributions", "env_step", "envs", "errors", "exploration", "gaussian"),
+    *(
+        "deterministic",
+        "distributions",
+        "env_id",
+        "env_step",
+        "envs",
+        "errors",
+        "exploration",
+        "gaussian",
+    ),
     "guarded_env",
     *(
         "image_connectors",

@@ -234,8 +234,11 @@ def test_the_environments_action_space_is_known_where_its_run_noted_it(tmp_path)
     assert abs(policy.act(np.zeros(3, np.float32))[0]).max() <= 2.0
 
 
-def test_an_environment_that_is_none_is_for_logged_rows_alone():
-    with pytest.raises(ValueError, match="env 'lake' is none"):
-        iql(env="lake", frac=0.5)
-    with pytest.raises(ValueError, match="env 'lake' is none"):
-        PPOConfig(env="lake")
+def test_an_environment_that_is_none_is_for_logged_rows_alone(storage):
+    for config in (iql(env="lake", frac=0.5), PPOConfig(env="lake")):
+        with pytest.raises(UnknownEnvError, match="nothing to step"):
+            Pipeline(config, storage=storage, name="none", debug=True)
+    watched = iql(env="lake").with_overrides({"evaluation.period_iterations": 1})
+    with pytest.raises(ConfigError, match="nothing to evaluate in"):
+        Pipeline(watched, storage=storage, name="none", debug=True)
+    assert not (storage / "none").exists()
