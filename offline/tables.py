@@ -9,13 +9,13 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+from pyarrow import fs
 
 from offline.commit_log import (
     CHECKPOINT_INTERVAL,
     files_without_log,
     first_version,
     has_commit,
-    log_files,
     refuse_empty_commits,
     version_at,
 )
@@ -112,9 +112,14 @@ def lacks(storage: Storage, table: str) -> bool:
     Raises:
         LakeStorageError: the storage cannot be read.
     """
-    if table not in LATER or log_files(storage, table):
+    if table not in LATER:
         return False
-    return bool(log_files(storage, LEDGER.name))
+    logs = [f"{name}/_delta_log" for name in (table, LEDGER.name)]
+    try:
+        own, ledger = storage.filesystem().get_file_info(logs)
+    except (OSError, pa.ArrowException) as error:
+        raise explain(error, storage, f"looking for {table}") from None
+    return bool(own.type == fs.FileType.NotFound != ledger.type)
 
 
 def commit_conflict(error: BaseException) -> bool:

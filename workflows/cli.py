@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "plan": "workflows.plan:plan",
     "sql": "workflows.sql:sql",
     "traces": "workflows.traces:traces",
+    "ope": "workflows.ope:ope",
     "lineage": "workflows.lineage:lineage",
     "lake": "workflows.lake:lake",
     "import": "workflows.imports:import_data",

@@ -172,8 +172,8 @@ def _warnings(
             f"{problem.used.open:,} of {episodes:,} episodes go on where the log ends: is, wis, "
             "pdis, cwpdis and the behaviour's mean count nothing after that"
         )
-    if ratios is not None and (odd := ratios.oddity()):
-        yield odd
+    if ratios is not None:
+        yield from ratios.oddities(problem.data.episode)
     for estimate in estimates:
         ess = estimate.ess
         if not math.isfinite(estimate.value):

@@ -25,7 +25,8 @@ from rl_ops.returns import linear_recurrence
 
 Array = npt.NDArray[Any]
 
-_ROWS: Final = 8192
+_FORWARD_ROWS: Final = 2**16
+"""Of all members together: layers of 16 MB, which the allocator keeps; of 256 it gives back."""
 _MIN_LEAVING: Final = 1e-6
 """Least mean of 1 - discount with which the constant part is solved for."""
 
@@ -112,9 +113,8 @@ def fit_fqe(
     Targets are renewed every `updates` minibatch steps and bootstrap where a step was truncated,
     not where it terminated. At each renewal the constant part of Q is solved for: c with
     sum_n w_n (r_n + d_n (V + c)(x'_n) - (Q + c)(x_n, a_n)) = 0, the mode that plain iteration
-    brings in by a factor gamma a time only. It ends by the tolerance of `FQESettings`, and the
-    parameters returned from are their mean over the last `window` renewals. Deterministic given
-    the seed.
+    brings in by a factor gamma a time only. It ends by the tolerance of `FQESettings`, and answers
+    with the mean of its parameters over the last `window` renewals. Deterministic given the seed.
 
     Args:
         data: the steps.
@@ -251,7 +251,9 @@ class _Fit:
         return value
 
     def _chunks(self, of: Callable[[Array], Tensor], rows: Array) -> Tensor:
-        found = [of(rows[low : low + _ROWS]) for low in range(0, len(rows), _ROWS)]
+        samples = 1 if self._probabilities is not None else self._settings.samples
+        count = max(1, _FORWARD_ROWS // (len(self._constant) * samples))
+        found = [of(rows[low : low + count]) for low in range(0, len(rows), count)]
         return torch.cat(found, 1)
 
     def _fed(self, action: Array) -> Array:

@@ -48,7 +48,7 @@ class OpeSettings:
     refits: int = 10
     max_weight: float | None = None
     behavior: Literal["logged", "estimate"] = "logged"
-    min_ess: float = 30.0
+    min_ess: float = 50.0
     min_ess_frac: float = 0.05
     seed: int = 0
     fqe: FQESettings = field(default_factory=FQESettings)

@@ -84,6 +84,11 @@ class PolicyTarget:
         self._policy, self._distribution = policy, policy.distribution
         self._act: Act = policy.spec.act
         self._greedy = greedy or isinstance(self._act, Greedy)
+        if policy.spec.model.sequence is not None:
+            raise OpeError(
+                "the policy acts by the steps before and a return to aim at; off-policy "
+                "evaluation is of policies that act by one observation"
+            )
         if not self._greedy:
             _require_memoryless(policy)
         space = policy.spec.action_connectors.output_space

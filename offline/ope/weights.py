@@ -3,6 +3,7 @@
 Legend: N rows, E episodes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from offline.ope.behavior import Clone, clone_behavior
 from offline.ope.errors import OpeError
+from offline.ope.estimators import by_episode
 from offline.ope.problem import Problem
 from offline.trajectories import Trajectories
 from rl_ops import columns as c
@@ -20,6 +22,8 @@ Floats = npt.NDArray[np.float64]
 
 _SURE_ERRORS: Final = 6.0
 _FAR: Final = 0.02
+_SURE_ERRORS_WHOLE: Final = 3.0
+_FAR_WHOLE: Final = 0.2
 _NAMED: Final = 3
 
 
@@ -35,20 +39,34 @@ class LogRatios:
     rows: Floats
     clone: Clone | None = None
 
-    def oddity(self) -> str:
-        """What speaks against the probabilities; empty for nothing.
+    def oddities(self, episode: npt.NDArray[np.int64]) -> Iterator[str]:
+        """What speaks against the probabilities, or for their tail not having been seen.
 
-        The mean of pi/mu over what mu does is 1, wherever mu does all that pi does.
+        Over what mu does, both the mean of pi/mu and that of the whole episodes' weights are 1,
+        wherever mu does all that pi does.
+
+        Args:
+            episode: [N] 0..E-1 of each row.
         """
-        ratio = np.exp(self.rows.clip(max=300.0))
-        mean, error = float(ratio.mean()), float(ratio.std()) / np.sqrt(len(ratio))
-        if abs(mean - 1) <= max(_FAR, _SURE_ERRORS * error):
-            return ""
-        return (
-            f"the mean of pi/mu over all rows is {mean:.3f} ± {error:.3f} and should be 1: the "
-            "behaviour never does some of what the policy does, or the logged probabilities are "
-            "not those of the logged actions"
-        )
+        mean, error = _mean_and_error(self.rows)
+        if abs(mean - 1) > max(_FAR, _SURE_ERRORS * error):
+            yield (
+                f"the mean of pi/mu over all rows is {mean:.3f} ± {error:.3f} and should be 1: the "
+                "behaviour never does some of what the policy does, or the logged probabilities "
+                "are not those of the logged actions"
+            )
+        mean, error = _mean_and_error(by_episode(self.rows, episode).sum(1))
+        if abs(mean - 1) > max(_FAR_WHOLE, _SURE_ERRORS_WHOLE * error):
+            yield (
+                f"the mean weight of whole episodes is {mean:.3f} ± {error:.3f} and should be 1: "
+                "episodes that the policy would often see are missing; do not use is and pdis, "
+                "whose intervals do not know of it"
+            )
+
+
+def _mean_and_error(log_weight: Floats) -> tuple[float, float]:
+    weight = np.exp(log_weight.clip(max=300.0))
+    return float(weight.mean()), float(weight.std() / np.sqrt(len(weight)))
 
 
 def log_ratios(problem: Problem) -> LogRatios:

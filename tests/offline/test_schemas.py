@@ -11,7 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from offline.schemas import LEDGER, SCHEMA_VERSION, SPACE, STEPS, TABLES
+from offline.doctor import doctor
+from offline.errors import LakeError
+from offline.lake import Lake
+from offline.schemas import LATER, LEDGER, SCHEMA_VERSION, SPACE, STEPS, TABLES
 from offline.spaces import spaces_of
 from offline.storage import Storage
 from offline.tables import create_tables, open_table
@@ -142,6 +145,32 @@ def test_the_golden_ledger_has_every_data_file_with_its_checksum(golden: Storage
     for row in ledger:
         content = Path(golden.table_uri(row["table"]), row["path"]).read_bytes()
         assert (row["sha256"], row["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
+
+
+def test_a_lake_that_is_older_than_a_table_reads_it_as_empty(golden: Storage) -> None:
+    lake = Lake(golden)
+    assert lake.versions().keys() == TABLES.keys() - LATER
+    for name in LATER:
+        assert lake.sql(f"SELECT * FROM {name}").schema.names == TABLES[name].schema.names
+        assert lake.sql(f"SELECT count(*) AS n FROM {name}").to_pylist() == [{"n": 0}]
+        with pytest.raises(LakeError, match="no table"):
+            lake.sql(f"SELECT * FROM {name}", versions={name: 0})
+    assert set(lake.sql("SHOW TABLES")["name"].to_pylist()) >= LATER
+    assert not [found for found in doctor(golden) if found.table in LATER]
+
+
+def test_writing_to_an_older_lake_makes_the_tables_that_it_lacks(golden: Storage) -> None:
+    before = Lake(golden).versions()
+    create_tables(golden)
+    after = Lake(golden).versions()
+    assert after.keys() == TABLES.keys()
+    assert {name: after[name] for name in LATER} == dict.fromkeys(LATER, 0)
+    assert before.keys() <= after.keys()
+
+
+def test_where_there_is_no_lake_there_is_no_empty_table_either(tmp_path: Path) -> None:
+    with pytest.raises(LakeError, match="has no table"):
+        Lake(tmp_path / "nothing").sql("SELECT * FROM ope_results")
 
 
 def test_the_golden_lake_can_be_opened_as_it_was(golden: Storage) -> None:

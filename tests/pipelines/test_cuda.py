@@ -41,6 +41,8 @@ def lakes(tmp_path_factory):
 def config_of(algo, env, lakes, *, device=DEVICE, **values):
     if algo in LOGGED:
         values["offline"] = {"lake": lakes[env], "updates_per_iteration": 4}
+    if algo == "dt":
+        values["dropout"] = 0.0  # what is left out is drawn on the device
     learner = {"num_workers": 0, "device": device}
     return make_config(algo, env, learner=learner, reporting={"tensorboard": False}, **values)
 

@@ -37,7 +37,7 @@ def test_an_example_is_a_valid_configuration_with_a_stop_criterion(name):
     file = load_config_file(FOLDER / f"{name}.yaml")
     config = build_config(file.values["algo"], [file_layer(file)])
     assert file.description
-    assert config.stop.env_steps is not None
+    assert config.stop.training_iteration or config.stop.env_steps
     assert name == f"{config.env.id.partition('-')[0].lower()}-{config.algo}"
 
 
@@ -46,7 +46,15 @@ def test_an_example_anneals_to_its_own_last_step(name):
     values = load_config_file(FOLDER / f"{name}.yaml").values
     for schedule in (values.get("clip_eps"), values["optim"]["lr"]):
         if isinstance(schedule, list):
-            assert schedule[-1][0] == values["stop"]["env_steps"]
+            assert schedule[-1][0] == last_step(values)
+
+
+def last_step(values):
+    """Where the schedules of a run are when it ends: env steps, or gradient steps on logged rows."""
+    if "offline" not in values:
+        return values["stop"]["env_steps"]
+    iterations = values["stop"]["training_iteration"]
+    return iterations * values["offline"]["updates_per_iteration"]
 
 
 def test_the_list_names_each_with_its_stop_criteria(millrace):
