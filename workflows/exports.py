@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from workflows.conditions import condition
 from workflows.logs import verbosity_options
 from workflows.options import json_option, lake_storage_option
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from offline.exporting import ExportReport, Write
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_CONDITION = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*")
 
 
 @click.group("export", short_help="Export episodes of the lake as other tools' files.")
@@ -113,40 +112,14 @@ def _run(format_: str, write: "Write", given: Mapping[str, Any]) -> None:
 
 def _query(given: Mapping[str, Any]) -> "EpisodeQuery":
     from offline.export_episodes import EpisodeQuery
+    from offline.schemas import EPISODES
 
     return EpisodeQuery(
         runs=given["runs"],
-        where=tuple(_condition(text) for text in given["where"]),
+        where=tuple(condition(text, EPISODES.schema) for text in given["where"]),
         versions=dict(_version(text) for text in given["versions"]),
         limit=given["episodes"],
     )
-
-
-def _condition(text: str) -> tuple[str, str, Any]:
-    """A condition as `Lake` takes it; the value as the column of `episodes` has it."""
-    import pyarrow as pa
-
-    from offline.schemas import EPISODES
-
-    match = _CONDITION.fullmatch(text)
-    if match is None:
-        raise click.BadParameter(f"--where {text!r}: expected COLUMN OPERATOR VALUE")
-    name, operator, word = match.groups()
-    value: Any = word.strip("'\"")
-    index = EPISODES.schema.get_field_index(name)
-    kind = pa.string() if index < 0 else EPISODES.schema.field(index).type
-    if pa.types.is_string(kind) or index < 0:
-        return name, operator, value
-    try:
-        if pa.types.is_boolean(kind):
-            value = {"true": True, "false": False}[value.lower()]
-        elif pa.types.is_integer(kind):
-            value = int(value)
-        elif pa.types.is_floating(kind):
-            value = float(value)
-    except (KeyError, ValueError):
-        raise click.BadParameter(f"--where {text!r}: {name} is {kind}, not {value!r}") from None
-    return name, operator, value
 
 
 def _version(text: str) -> tuple[str, int]:
