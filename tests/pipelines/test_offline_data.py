@@ -9,7 +9,7 @@ import torch
 from offline.lake import Lake
 from offline.storage import Storage
 from offline.trajectories import DataSpec, load_trajectories
-from pipelines import IQLConfig
+from pipelines import IQLConfig, MARWILConfig
 from pipelines.config import DataConfig
 from pipelines.offline_attach import attach
 from pipelines.offline_data import DataMoments, DataTask, drawn_rows, rows_of
@@ -24,9 +24,9 @@ READS = (c.ACTION, c.RETURN_N, c.BOOTSTRAP_OBS, c.BOOTSTRAP_DISCOUNT, c.RETURN_T
 TOY = "tests.pipelines.logged_kit:toy"
 
 
-def drawn(data, *, reads=READS, **values):
+def drawn(data, *, reads=READS, kind=IQLConfig, **values):
     """The rows, and the observations of the module."""
-    config = IQLConfig(env=TOY, **values)
+    config = kind(env=TOY, **values)
     policy = plan_for(config, run_id="x").policy
     obs = np.concatenate([data.obs, data.final_obs])
     moments = DataMoments.new(config, policy)
@@ -56,7 +56,7 @@ def slow_returns(data, *, steps, gamma):
     return found
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 100])
+@pytest.mark.parametrize("steps", [1, 2, 3, 100, None])
 def test_returns_bootstraps_and_discounts_are_those_of_the_definition(steps):
     rows = [
         *episode("terminated", 4),
@@ -67,8 +67,8 @@ def test_returns_bootstraps_and_discounts_are_those_of_the_definition(steps):
     ]
     rows = [row for row in rows if (row["episode_id"], row["t"]) != ("gap", 2)]
     data = loaded(rows)
-    expected = slow_returns(data, steps=steps, gamma=0.9)
-    found, _ = drawn(data, gamma=0.9, n_step=steps)
+    expected = slow_returns(data, steps=steps or 10**6, gamma=0.9)
+    found, _ = drawn(data, kind=MARWILConfig, gamma=0.9, n_step=steps)
     kept = [i for i, row in enumerate(expected) if row is not None]
     assert found.obs_row.tolist() == kept
     assert 0 < len(kept) < data.rows

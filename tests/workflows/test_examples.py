@@ -50,7 +50,7 @@ def test_an_example_anneals_to_its_own_last_step(name):
 
 
 def last_step(values):
-    """Where the schedules of a run are when it ends: env steps, or gradient steps on logged rows."""
+    """Where schedules are when a run ends: env steps, or gradient steps on logged rows."""
     if "offline" not in values:
         return values["stop"]["env_steps"]
     iterations = values["stop"]["training_iteration"]
