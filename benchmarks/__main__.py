@@ -1,11 +1,11 @@
-"""`python -m benchmarks setup | ppo | dqn | sac | impala | appo | overhead | debug | trace`."""
+"""`python -m benchmarks setup | ppo | dqn | sac | impala | appo | offline | overhead | ...`."""
 
 import argparse
 import signal
 import sys
 from types import FrameType
 
-from benchmarks import comparison, debug_yardstick, overhead, trace_cost
+from benchmarks import comparison, debug_yardstick, offline, overhead, trace_cost
 from benchmarks.peers import environments
 from benchmarks.workloads import WORKLOADS
 
@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     for workload in WORKLOADS.values():
         about = f"{workload.title}, ours beside the peers"
         comparison.add_arguments(commands.add_parser(workload.name, help=about), workload)
+    offline.add_arguments(commands.add_parser("offline", help=offline.__doc__))
     overhead.add_arguments(commands.add_parser("overhead", help=overhead.__doc__))
     debug_yardstick.add_arguments(commands.add_parser("debug", help=debug_yardstick.__doc__))
     trace_cost.add_arguments(commands.add_parser("trace", help=trace_cost.__doc__))
@@ -26,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
             print(environments.ensure(environment))
         return 0
     run = {
+        "offline": offline.main,
         "overhead": overhead.main,
         "debug": debug_yardstick.main,
         "trace": trace_cost.main,

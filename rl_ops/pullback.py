@@ -171,6 +171,11 @@ _DISTRIBUTIONS: Final[dict[type, Callable[[Tensor, Tensor, bool], Any]]] = {
 }
 
 
+def logp_slopes(distribution: Distribution) -> Callable[[Tensor, Tensor, bool], Any] | None:
+    """(params [B, P], action, with entropy) → logp, entropy, and the way back; None for none."""
+    return _DISTRIBUTIONS.get(type(distribution))
+
+
 def grad_of(parameter: Tensor) -> Tensor:
     """A parameter's gradient tensor, which its optimiser made."""
     if parameter.grad is None:

@@ -127,11 +127,16 @@ def written_q(model: nn.Module, *, trained: bool) -> WrittenMLP | None:
     return WrittenMLP([_linear(layer, trained=trained) for layer in layers], model.spec.activation)
 
 
-def written_actor(model: nn.Module) -> WrittenMLP | None:
-    """Obs [B, D] → params [B, P] of an actor alone; None where it is another."""
+def written_actor(model: nn.Module, *, with_free: bool = False) -> WrittenMLP | None:
+    """Obs [B, D] → params [B, P] of an actor alone; None where it is another.
+
+    Args:
+        model: whose parameters have gradients.
+        with_free: allow parameters that no observation moves, which the caller puts in.
+    """
     if type(model) is not MLPActorCritic or not _is_plain(model, model.spec.activation):
         return None
-    if model.critic_head is not None or model.spec.free_params:
+    if model.critic_head is not None or (model.spec.free_params and not with_free):
         return None
     names = range(len(model.spec.hidden))
     stacks = [(getattr(model, f"weight_{i}"), getattr(model, f"bias_{i}")) for i in names]

@@ -33,6 +33,7 @@ ENVIRONMENTS = {
         Environment("sb3", ("torch", "stable-baselines3==2.9.2")),
         Environment("cleanrl", ("torch", "gymnasium==1.4.0", "numpy>=2")),
         Environment("rllib", ("torch", "ray[rllib]==2.60.0")),
+        Environment("d3rlpy", ("torch", "d3rlpy==2.8.1")),
     )
 }
 

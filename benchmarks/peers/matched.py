@@ -76,6 +76,20 @@ class AsyncSettings:
     window_episodes: int = 100
 
 
+@dataclass(frozen=True)
+class OfflineSettings:
+    """BC and CQL on logged Pendulum-v1."""
+
+    env: str = "Pendulum-v1"
+    rows: int = 50_000
+    minibatch_rows: int = 256
+    hidden: tuple[int, int] = (256, 256)
+    lr: float = 3e-4
+    gamma: float = 0.99
+    num_samples: int = 10
+
+
 Settings = PPOSettings | DQNSettings | SACSettings | AsyncSettings
 
 PPO, DQN, SAC, ASYNC = PPOSettings(), DQNSettings(), SACSettings(), AsyncSettings()
+OFFLINE = OfflineSettings()
