@@ -1,7 +1,7 @@
 """Updates a second of offline learners, ours beside d3rlpy's: `python -m benchmarks offline`.
 
-The same Pendulum transitions, minibatches of 256, two hidden layers of 256, one torch thread; ours by
-`Pipeline`, theirs by `fit`, without loggers. The first epoch is left out. Pairs run in turn, the
+The same Pendulum transitions, minibatches of 256, two hidden layers of 256, one torch thread; ours
+by `Pipeline`, theirs by `fit`, without loggers. The first epoch is left out. Pairs run in turn, the
 order turning round; ratios are of the same pair.
 """
 

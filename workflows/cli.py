@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "sql": "workflows.sql:sql",
     "traces": "workflows.traces:traces",
     "ope": "workflows.ope:ope",
+    "select": "workflows.select:select",
     "lineage": "workflows.lineage:lineage",
     "lake": "workflows.lake:lake",
     "import": "workflows.imports:import_data",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pipelines.checkpoint import Checkpoint
     from pipelines.evaluation import Evaluation, EvaluationTask
     from rl_ops.envs import EnvSpec
+
+NUM_ENVS: Final = 8
+"""Side by side, unless said otherwise."""
 
 
 def _video_dir(_: click.Context, __: click.Parameter, value: str | None) -> Path | None:
@@ -30,7 +33,7 @@ def _video_dir(_: click.Context, __: click.Parameter, value: str | None) -> Path
 @click.option("--episodes", type=click.IntRange(min=1), default=10, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--explore", is_flag=True, help="Sample actions instead of taking the most likely.")
-@click.option("--num-envs", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--num-envs", type=click.IntRange(min=1), default=NUM_ENVS, show_default=True)
 @click.option("--no-log", is_flag=True, help="Do not add the episodes to the run's lake.")
 @click.option("--video-dir", metavar="D", callback=_video_dir, help="Write a video per episode.")
 @storage_option
@@ -44,7 +47,6 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
     """
     # Import numpy, pyarrow and gymnasium; torch only where the network is no MLP.
     from pipelines.checkpoint import Checkpoint
-    from pipelines.evaluation import EvaluationTask
     from rl_ops.policy import Policy
     from workflows.output import json_line, stdout_alone
     from workflows.runs import locate
@@ -53,15 +55,13 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
     for reason in located.skipped:
         click.echo(f"warning: {reason}", err=True)
     checkpoint = Checkpoint(located.path)
-    env = saved_env(checkpoint.config)
-    spec, weights = checkpoint.policy, checkpoint.weights()
     options = {name: given[name] for name in ("episodes", "seed", "explore")}
-    version = checkpoint.state["learner"]["version"]
-    task = EvaluationTask(spec, env, num_envs=given["num_envs"], version=version, **options)
+    task, weights = task_of(checkpoint, num_envs=given["num_envs"], **options), checkpoint.weights()
+    env = task.env
     with stdout_alone():
-        videos = _record(Policy(spec, weights), env, given["video_dir"], **options)
+        videos = _record(Policy(task.policy, weights), env, given["video_dir"], **options)
         found = task.run(weights)
-    logged = None if given["no_log"] else _log(checkpoint, found, task)
+    logged = None if given["no_log"] else log_to_lake(checkpoint, found, task)
     if given["as_json"]:
         figures = {**found.figures(), "returns": found.returns, "lengths": found.lengths}
         about = {"checkpoint": str(located.path), "env": env.id}
@@ -76,7 +76,26 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
         click.echo(f"logged     {logged}")
 
 
-def _log(checkpoint: "Checkpoint", found: "Evaluation", task: "EvaluationTask") -> str | None:
+def task_of(
+    checkpoint: "Checkpoint", *, episodes: int, seed: int, explore: bool, num_envs: int = NUM_ENVS
+) -> "EvaluationTask":
+    """Episodes of a checkpoint's policy in the environment of its configuration."""
+    from pipelines.evaluation import EvaluationTask
+
+    return EvaluationTask(
+        checkpoint.policy,
+        saved_env(checkpoint.config),
+        episodes=episodes,
+        seed=seed,
+        num_envs=num_envs,
+        explore=explore,
+        version=checkpoint.state["learner"]["version"],
+    )
+
+
+def log_to_lake(
+    checkpoint: "Checkpoint", found: "Evaluation", task: "EvaluationTask"
+) -> str | None:
     """Add the evaluation to the lake of the checkpoint's run; its id there, None without a lake."""
     from offline.errors import LakeError
     from pipelines.evaluation_log import lake_of_checkpoint, log_evaluation

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 _DEFAULT_GAMMA: Final = 0.99
 
 
-def _ope_options(command: F) -> F:
-    options: Sequence[Callable[[F], F]] = (
-        click.option("--table", type=click.Choice(["steps"]), default="steps", show_default=True),
+def rows_options(command: F) -> F:
+    """Add what chooses rows of `steps`: --version, --timestamp, --where."""
+    return _all_of(
+        command,
         click.option("--version", type=click.IntRange(min=0), metavar="N", help="Of the table."),
         click.option("--timestamp", metavar="TIME", help="Or as of when: ISO 8601, UTC."),
         click.option(
@@ -33,11 +34,25 @@ def _ope_options(command: F) -> F:
             help="On a column of `steps`: 'run_id == ppo-1', or JSON: "
             '[["run_id", "in", ["a", "b"]]]. Repeatable; all have to hold.',
         ),
+    )
+
+
+def settings_options(command: F, *, estimators: str | None = None) -> F:
+    """Add what `settings_of` reads, but for --seed.
+
+    Args:
+        command: which gets them.
+        estimators: names with commas, by default; None for all of them.
+    """
+    return _all_of(
+        command,
         click.option(
             "--estimators",
             metavar="NAMES",
             callback=_estimators,
-            help="Of is, wis, pdis, cwpdis, dr, wdr, dm, fqe, with commas.  [default: all]",
+            default=estimators,
+            help="Of is, wis, pdis, cwpdis, dr, wdr, dm, fqe, with commas.  "
+            f"[default: {estimators or 'all'}]",
         ),
         click.option("--gamma", type=float, help="Discount.  [default: the checkpoint's]"),
         click.option("--level", type=float, default=0.95, show_default=True, help="Of intervals."),
@@ -50,11 +65,6 @@ def _ope_options(command: F) -> F:
             help="Bootstrap over episodes, or Student's t.",
         ),
         click.option(
-            "--explore/--greedy",
-            default=True,
-            help="The policy as it acts in rollouts, or its mode.  [default: --explore]",
-        ),
-        click.option(
             "--behavior",
             type=click.Choice(["logged", "estimate"]),
             default="logged",
@@ -63,6 +73,20 @@ def _ope_options(command: F) -> F:
         ),
         click.option("--max-weight", type=float, metavar="W", help="Bound of importance weights."),
         click.option("--folds", type=int, default=5, show_default=True, help="Of cross-fitting."),
+    )
+
+
+def _ope_options(command: F) -> F:
+    table = click.option(
+        "--table", type=click.Choice(["steps"]), default="steps", show_default=True
+    )
+    rest = _all_of(
+        command,
+        click.option(
+            "--explore/--greedy",
+            default=True,
+            help="The policy as it acts in rollouts, or its mode.  [default: --explore]",
+        ),
         click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True),
         click.option("--no-log", is_flag=True, help="Do not add the estimates to the lake."),
         click.option("--plot", metavar="FILE.html", callback=_plot, help="Draw the intervals."),
@@ -70,6 +94,11 @@ def _ope_options(command: F) -> F:
         json_option,
         verbosity_options,
     )
+    return table(rows_options(settings_options(rest)))
+
+
+def _all_of(command: F, *options: Callable[[F], F]) -> F:
+    """A command with options, the first of them first in --help."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -109,36 +138,29 @@ def ope(*, checkpoints: tuple[str, ...], storage: "Storage", **given: Any) -> No
     number of them, with a warning where that is small. Results are added to the lake's table
     `ope_results`, the same question once. See docs/ope.md for which estimator when.
     """
-    from offline.lake import Lake
-    from offline.ope.results import log_results, rows_of
-    from offline.trajectories import DataSpec, load_trajectories
-    from rl_ops import columns as c
+    from pipelines.checkpoint import Checkpoint
     from workflows.output import json_line
 
-    conditions = _conditions(given["where"])
-    policies = [_policy(name, storage, greedy=not given["explore"]) for name in checkpoints]
-    settings = _settings(given, [policy.checkpoint.config for policy in policies])
-    data = load_trajectories(
-        Lake(storage),
-        DataSpec(
-            version=given["version"],
-            timestamp=given["timestamp"],
-            where=conditions or None,
-            columns=(c.LOGP,),
-        ),
+    conditions = conditions_of(given["where"])
+    opened = [Checkpoint(_path(name, storage)) for name in checkpoints]
+    policies = [policy_of(checkpoint, greedy=not given["explore"]) for checkpoint in opened]
+    settings = settings_of(given, [checkpoint.config for checkpoint in opened])
+    data = load_rows(
+        storage,
+        version=given["version"],
+        timestamp=given["timestamp"],
+        conditions=conditions,
     )
-    asked = [_asked(policy, data, settings, conditions) for policy in policies]
-    logged: list[bool] = []
-    if not given["no_log"]:
-        logged = log_results(storage, [rows_of(a.subject, settings, a.found) for a in asked])
+    asked = [ask(policy, data, settings, conditions) for policy in policies]
+    logged = [] if given["no_log"] else log_answers(storage, asked, settings)
     if given["plot"] is not None:
         from workflows.ope_plot import write_page
 
-        write_page(given["plot"], [(_label(a.subject), a.found) for a in asked], settings)
+        write_page(given["plot"], [(label_of(a.subject), a.found) for a in asked], settings)
     for number, each in enumerate(asked):
         was_logged = bool(logged) and logged[number]
         if given["as_json"]:
-            click.echo(json_line(_record(each, settings, logged=was_logged)))
+            click.echo(json_line(record_of(each, settings, logged=was_logged)))
         else:
             _show(each, settings, logged=was_logged if logged else None)
     if given["plot"] is not None and not given["as_json"]:
@@ -146,8 +168,14 @@ def ope(*, checkpoints: tuple[str, ...], storage: "Storage", **given: Any) -> No
 
 
 @dataclass(frozen=True)
-class _Policy:
-    """A checkpoint that is to be evaluated."""
+class OpePolicy:
+    """A checkpoint that is to be evaluated.
+
+    Attributes:
+        checkpoint: which one.
+        target: its policy.
+        way: "explore" or "greedy", of which the latter also where both are the same.
+    """
 
     checkpoint: "Checkpoint"
     target: "Target"
@@ -155,29 +183,74 @@ class _Policy:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Answer:
     """One evaluation and its answer."""
 
     subject: "Subject"
     found: "Evaluation"
 
 
-def _policy(given: str, storage: "Storage", *, greedy: bool) -> _Policy:
-    from offline.ope import PolicyTarget
-    from pipelines.checkpoint import Checkpoint
-    from rl_ops.policy import Policy
+def folder_of_runs(storage: "Storage") -> Path | None:
+    """Where runs beside a lake are; None, which is the default, for a lake in an object store."""
+    return Path(storage.uri).parent if storage.is_local else None
+
+
+def _path(given: str, storage: "Storage") -> Path:
     from workflows.runs import locate
 
-    located = locate(given, Path(storage.uri).parent if storage.is_local else None)
+    located = locate(given, folder_of_runs(storage))
     for reason in located.skipped:
         click.echo(f"warning: {reason}", err=True)
-    checkpoint = Checkpoint(located.path)
-    policy = Policy(checkpoint.policy, checkpoint.weights())
-    target = PolicyTarget(policy, greedy=greedy)
-    return _Policy(checkpoint, target, "greedy" if target.is_deterministic else "explore")
+    return located.path
 
 
-def _conditions(words: Sequence[str]) -> tuple[tuple[str, str, Any], ...]:
+def policy_of(checkpoint: "Checkpoint", *, greedy: bool) -> OpePolicy:
+    """What is to be evaluated of a checkpoint.
+
+    Raises:
+        OpeError: its policy is none that can be.
+    """
+    from offline.ope import PolicyTarget
+    from rl_ops.policy import Policy
+
+    target = PolicyTarget(Policy(checkpoint.policy, checkpoint.weights()), greedy=greedy)
+    return OpePolicy(checkpoint, target, "greedy" if target.is_deterministic else "explore")
+
+
+def load_rows(
+    storage: "Storage",
+    *,
+    version: int | None,
+    timestamp: str | None,
+    conditions: Sequence[tuple[str, str, Any]],
+) -> "Trajectories":
+    """The logged rows that are asked about, with their probabilities.
+
+    Raises:
+        LakeError: there are none, or no such version.
+    """
+    from offline.lake import Lake
+    from offline.trajectories import DataSpec, load_trajectories
+    from rl_ops import columns as c
+
+    where = tuple(conditions) or None
+    spec = DataSpec(version=version, timestamp=timestamp, where=where, columns=(c.LOGP,))
+    return load_trajectories(Lake(storage), spec)
+
+
+def log_answers(storage: "Storage", asked: Sequence[Answer], settings: "OpeSettings") -> list[bool]:
+    """Add answers to table `ope_results`; of each whether it was added now."""
+    from offline.ope.results import log_results, rows_of
+
+    return log_results(storage, [rows_of(a.subject, settings, a.found) for a in asked])
+
+
+def conditions_of(words: Sequence[str]) -> tuple[tuple[str, str, Any], ...]:
+    """What --where asks for.
+
+    Raises:
+        click.BadParameter: a word is no condition.
+    """
     from offline.schemas import STEPS
     from workflows.conditions import condition
 
@@ -196,7 +269,13 @@ def _conditions(words: Sequence[str]) -> tuple[tuple[str, str, Any], ...]:
     return tuple(found)
 
 
-def _settings(given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> "OpeSettings":
+def settings_of(given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) -> "OpeSettings":
+    """What `settings_options` and --seed say, with the gamma of the checkpoints' configurations.
+
+    Raises:
+        click.UsageError: they differ in gamma.
+        OpeError: a value is out of its range.
+    """
     from offline.ope import OpeSettings
 
     gammas = {float(config.get("gamma", _DEFAULT_GAMMA)) for config in configs}
@@ -210,12 +289,17 @@ def _settings(given: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]) ->
     return OpeSettings(gamma=gamma, **{name: given[name] for name in names})
 
 
-def _asked(
-    policy: _Policy,
+def ask(
+    policy: OpePolicy,
     data: "Trajectories",
     settings: "OpeSettings",
     conditions: tuple[tuple[str, str, Any], ...],
-) -> _Asked:
+) -> Answer:
+    """Estimate what a policy would earn.
+
+    Raises:
+        OpeError: the rows are not such that it can be.
+    """
     import hashlib
 
     from offline.ope import evaluate
@@ -233,15 +317,16 @@ def _asked(
         conditions=conditions,
         lake=data.uri,
     )
-    return _Asked(subject, evaluate(data, policy.target, settings))
+    return Answer(subject, evaluate(data, policy.target, settings))
 
 
-def _label(subject: "Subject") -> str:
+def label_of(subject: "Subject") -> str:
+    """RUN/CHECKPOINT, for tables and plots."""
     path = Path(subject.checkpoint)
     return f"{subject.run_id}/{path.name}"
 
 
-def _record(asked: _Asked, settings: "OpeSettings", *, logged: bool) -> dict[str, Any]:
+def record_of(asked: Answer, settings: "OpeSettings", *, logged: bool) -> dict[str, Any]:
     """One checkpoint's answer as JSON-able values."""
     import dataclasses
 
@@ -261,7 +346,7 @@ def _record(asked: _Asked, settings: "OpeSettings", *, logged: bool) -> dict[str
     }
 
 
-def _show(asked: _Asked, settings: "OpeSettings", *, logged: bool | None) -> None:
+def _show(asked: Answer, settings: "OpeSettings", *, logged: bool | None) -> None:
     """Print one checkpoint's answer; `logged` None where nothing was to be."""
     import sys
 

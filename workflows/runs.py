@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.checkpoint import latest_checkpoint, verify_checkpoint
+from pipelines.checkpoint import latest_checkpoint, numbered, verify_checkpoint
 from pipelines.errors import CheckpointError
 from workflows.options import storage_folder
 
@@ -33,16 +33,56 @@ def locate(given: str, storage: Path | None) -> Located:
     Raises:
         CheckpointError: there is none, or no whole one; says what there is.
     """
-    path = Path(given).expanduser()
-    if (path / "manifest.json").is_file() or (path / "state.json").is_file():
-        verify_checkpoint(path.absolute())
-        return Located(path.absolute())
-    folder = storage_folder(storage)
+    path = _named(given)
+    return Located(path) if path is not None else newest_whole(_run_folder(given, storage))
+
+
+def locate_all(given: str, storage: Path | None) -> list[Located]:
+    """Every whole checkpoint of the run that a user names, the oldest first, or the one named.
+
+    Args:
+        given: as for `locate`.
+        storage: as for `locate`.
+
+    Returns:
+        Of them the newest has what is wrong with those of its run that are not whole.
+
+    Raises:
+        CheckpointError: there is none, or no whole one; says what there is.
+    """
+    path = _named(given)
+    if path is not None:
+        return [Located(path)]
+    run = _run_folder(given, storage)
+    whole: list[Path] = []
+    skipped: list[str] = []
+    for candidate in numbered(run / "checkpoints"):
+        try:
+            verify_checkpoint(candidate)
+            whole.append(candidate)
+        except CheckpointError as error:
+            skipped.append(str(error))
+    if not whole:
+        return [newest_whole(run)]  # says why there is none
+    return [*map(Located, whole[:-1]), Located(whole[-1], tuple(skipped))]
+
+
+def _named(given: str) -> Path | None:
+    """The checkpoint whose folder is given, verified; None where it is none's."""
+    path = Path(given).expanduser().absolute()
+    if not ((path / "manifest.json").is_file() or (path / "state.json").is_file()):
+        return None
+    verify_checkpoint(path)
+    return path
+
+
+def _run_folder(given: str, storage: Path | None) -> Path:
+    path, folder = Path(given).expanduser(), storage_folder(storage)
     is_name = "/" not in given and given not in ("", ".", "..") and "\0" not in given
     run = folder / given if is_name and not (path / "checkpoints").is_dir() else path.absolute()
     if not run.is_dir():
         raise CheckpointError(_nothing_there(given, folder if is_name else None))
-    return newest_whole(run)
+    return run
 
 
 def newest_whole(run: Path) -> Located:
