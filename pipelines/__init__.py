@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipelines.td3 import TD3Config as TD3Config
     from pipelines.td3_bc import TD3BCConfig as TD3BCConfig
     from pipelines.tqc import TQCConfig as TQCConfig
+    from pipelines.tune_trial import trainable as trainable
 
 ALGORITHMS: dict[str, tuple[str, str]] = {
     "a2c": ("pipelines.a2c", "A2CConfig"),
@@ -51,6 +52,7 @@ _EXPORTS = {
     **{name: module for module, name in ALGORITHMS.values()},
     "Pipeline": "pipelines.pipeline",
     "load_policy": "pipelines.checkpoint",
+    "trainable": "pipelines.tune_trial",
 }
 
 

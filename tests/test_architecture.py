@@ -58,6 +58,7 @@ RAY_FILES = {
     "pipelines/ray_stream.py",
     "pipelines/rollout_worker.py",
     "pipelines/runtime.py",
+    "pipelines/tune_trial.py",
     "pipelines/train_function.py",
 }
 """Where ray is known, below workflows."""

@@ -118,7 +118,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def figures_of(loop):
     result = loop.flow.results[-1]
-    timed = ("time", "env_steps_per_s", "lake/")
+    timed = ("time", "env_steps_per_s", "grad_steps_per_s", "lake/")
     return json.dumps({k: v for k, v in result.items() if not k.startswith(timed)}, sort_keys=True)
 
 

@@ -44,7 +44,7 @@ def make_config(env="CartPole-v1", *, workers=1, lag=0, learners=0, **values):
 
 def metrics_of(result):
     """What must not depend on where the run runs; `time/rollout_s` and the queue are of timing."""
-    skip = ("env_steps_per_s", "run_id", "checkpoint", "queue_fragments")
+    skip = ("env_steps_per_s", "grad_steps_per_s", "run_id", "checkpoint", "queue_fragments")
     kept = {k: v for k, v in result.items() if not k.startswith("time") and k not in skip}
     return json.dumps(kept, sort_keys=True)
 

@@ -136,6 +136,6 @@ def test_every_command_that_takes_a_storage_says_which_kinds(millrace) -> None:
         yield from ((path, p) for p in command.params if p.name == "storage")
 
     kinds = {path: option.metavar for path, option in options(cli, ())}
-    of_lakes = {"sql", "traces", "lineage", "lake", "import", "export", "validate", "ope"}
+    of_lakes = {"sql", "traces", "lineage", "lake", "import", "export", "validate", "ope", "select"}
     assert of_lakes <= set(COMMANDS)
     assert all((kind == "DIR|s3://...") == (path[0] in of_lakes) for path, kind in kinds.items())
