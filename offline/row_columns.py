@@ -19,10 +19,20 @@ _MAX_OFFSET: Final = int(np.iinfo(np.int32).max)
 
 
 class Rows(NamedTuple):
-    """A column as [B, size], zeros where it is null."""
+    """A column as [B, size] in parts, zeros where it is null."""
 
-    data: Array
+    parts: list[Array]
     valid: Mask | None
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return sum(len(part) for part in self.parts)
+
+    @property
+    def data(self) -> Array:
+        """[B, size], a copy where there are several parts."""
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
 
 def without_nulls(chunk: pa.Array) -> tuple[pa.Array, Mask | None]:
@@ -73,9 +83,8 @@ def dense_rows(column: Column | None, dtype: np.dtype[Any], size: int, name: str
         masks.append(np.ones(len(chunk), np.bool_) if valid is None else valid)
         first += len(chunk)
     if not parts:
-        return Rows(np.zeros((0, size), dtype), None)
-    valid = np.concatenate(masks) if column.null_count else None
-    return Rows(parts[0] if len(parts) == 1 else np.concatenate(parts), valid)
+        return Rows([np.zeros((0, size), dtype)], None)
+    return Rows(parts, np.concatenate(masks) if column.null_count else None)
 
 
 def _dense_chunk(
@@ -138,7 +147,7 @@ def _bytes_of(binary: pa.Array, name: str) -> tuple[Array, Array]:
 
 def require_same_rows(numbers: Rows, raw: Rows, names: tuple[str, str]) -> None:
     """Refuse two columns of one item that are not null in the same rows."""
-    rows = (len(numbers.data), len(raw.data))
+    rows = (numbers.rows, raw.rows)
     if rows[0] != rows[1]:
         raise LakeError(f"columns {names[0]} and {names[1]} have {rows[0]} and {rows[1]} rows.")
     valid = [np.ones(rows[0], np.bool_) if r.valid is None else r.valid for r in (numbers, raw)]

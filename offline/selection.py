@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from offline.ray_reading import RayDataset
 
 _BATCH_ROWS: Final = 16_384
+_FIRST_ROWS: Final = 64
 # Arrow's defaults read 16 batches ahead in each of 4 files: 8 million rows, or gigabytes of frames.
 _READ_AHEAD: Final = {"batch_readahead": 4, "fragment_readahead": 2}
 
@@ -102,6 +103,24 @@ class Selection:
         scanner = self._scanner(batch_size=rows, **_READ_AHEAD)
         with self._explained():
             yield from _in_steps(scanner.to_batches(), self.schema, rows)
+
+    def first(self) -> pa.Table | None:
+        """The first row; None where there is none. Reads no file beyond the one that holds it."""
+        columns = None if self.columns is None else list(self.columns)
+        with self._explained():
+            for file in self.files():
+                scanner = file.scanner(
+                    schema=self._dataset.schema,
+                    columns=columns,
+                    filter=self.where,
+                    batch_size=_FIRST_ROWS,
+                    batch_readahead=0,
+                    fragment_readahead=0,
+                )
+                for batch in scanner.to_batches():
+                    if batch.num_rows:
+                        return pa.Table.from_batches([batch.slice(0, 1)])
+        return None
 
     def to_ray(self) -> "RayDataset":
         """A Ray Dataset of Arrow blocks; its tasks read the files that are needed, no others."""

@@ -68,7 +68,7 @@ class StepFiles:
         selection = selection_of(lake, spec)
         assert selection.columns is not None  # selection_of names them
         files = selection.files()
-        first = next(selection.batches(rows=1), None)
+        first = selection.first()
         if first is None:
             raise no_rows(lake, selection.version)
         obs, action = spaces_in(lake, first, selection.version)

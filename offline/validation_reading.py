@@ -235,10 +235,11 @@ def _inexact(codec: SpaceCodec, column: Column, is_bytes: bool) -> Mask:
     wrong = np.zeros(len(column), np.bool_)
     if dense is None or is_bytes:
         return wrong
+    data = dense.data
     for leaf in codec.leaves:
         if leaf.is_bytes:
             continue
-        part = dense.data[:, leaf.start : leaf.start + leaf.size]
+        part = data[:, leaf.start : leaf.start + leaf.size]
         with np.errstate(invalid="ignore", over="ignore"):
             cast = part.astype(leaf.dtype)
         is_nan = np.isnan(part) & (leaf.dtype.kind == "f")

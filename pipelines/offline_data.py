@@ -96,7 +96,7 @@ def logged_spaces(task: DataTask) -> Spaces:
     """
     lake, spec = Lake(task.storage), task.spec
     selection = selection_of(lake, dataclasses.replace(spec, columns=()))
-    first = next(selection.batches(rows=1), None)
+    first = selection.first()
     if first is None:
         raise no_rows(lake, selection.version)
     obs, action = spaces_in(lake, first, selection.version)

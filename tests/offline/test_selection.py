@@ -182,6 +182,15 @@ def test_batches_have_the_rows_asked_for(lake: Lake, size: int) -> None:
         next(lake.steps().batches(rows=0))
 
 
+@pytest.mark.parametrize("where", [None, [("t", ">=", 1)]])
+def test_the_first_row_is_that_of_the_batches(lake: Lake, where: Any) -> None:
+    chosen = lake.steps(where=where, columns=["t", "run_id", "obs"])
+    found = chosen.first()
+    assert found is not None
+    assert found.equals(next(chosen.batches(rows=1)))
+    assert lake.steps(where=[("t", ">", 10**6)]).first() is None
+
+
 def test_a_read_that_stops_early_ends_the_process_cleanly(lake: Lake) -> None:
     import subprocess
     import sys
