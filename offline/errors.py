@@ -5,6 +5,10 @@ class LakeError(ValueError):
     """A lake, a table or a version that cannot be read or written as asked; says which and why."""
 
 
+class NoRowsError(LakeError):
+    """No row is as asked for; says what there is."""
+
+
 class LakeBusyError(LakeError):
     """Another process writes under the same name."""
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from gymnasium.spaces import Space
 
 from offline import schemas as s
-from offline.errors import LakeError
+from offline.errors import LakeError, NoRowsError
 from offline.filters import Where
 from offline.lake import Lake
 from offline.selection import Selection
@@ -206,9 +206,9 @@ def load_trajectories(lake: Lake, spec: DataSpec) -> Trajectories:
     return trajectories_of(rows, obs_codec, action_codec, version=version, uri=lake.storage.uri)
 
 
-def no_rows(lake: Lake, version: int) -> LakeError:
+def no_rows(lake: Lake, version: int) -> NoRowsError:
     """What is said where a spec leaves nothing."""
-    return LakeError(
+    return NoRowsError(
         f"version {version} of steps at {lake.storage.uri} has no rows that offline.where and "
         "offline.split leave; `millrace lake history --table steps` lists versions, and `SELECT "
         "run_id, count(*) FROM steps GROUP BY ALL` what there is."

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from offline import schemas as s
 from offline import validation_checks as check
-from offline.errors import LakeError
+from offline.errors import LakeError, NoRowsError
 from offline.trajectories import EPISODE_KEY, Ints, Mask, Trajectories
 from offline.validation_checks import Fault, faults_of
 from rl_ops import columns as c
@@ -347,7 +347,7 @@ def refuse(report: ValidationReport, *, on_invalid: OnInvalid) -> None:
         LakeError: see `settle`.
     """
     if not report.usable():
-        raise LakeError(f"there is nothing to learn from.\n{report.text()}")
+        raise NoRowsError(f"there is nothing to learn from.\n{report.text()}")
     if on_invalid == "fail" and report.problems:
         fix = 'on_invalid="skip" (--on-invalid skip) leaves it out.'
         raise LakeError(f"the logged data is not valid; {fix}\n{report.text()}")

@@ -426,8 +426,10 @@ class DataConfig(Group):
     columns: tuple[str, ...] = ()
     """Columns that a learner of one's own reads, beside those of its algorithm."""
     split: float = Field(default=1.0, gt=0, le=1)
-    """Share of the episodes that is learned from, chosen by their names; the rest is for
-    validation."""
+    """Share of the episodes that is learned from, chosen by their names; the rest is held out."""
+    validation_minibatches: int = Field(default=8, ge=0)
+    """Minibatches of what is held out, whose losses each iteration has as `learner/validation/...`;
+    0 for none."""
     frac: float = Field(default=1.0, gt=0, le=1)
     """Share of each minibatch; the others are rows of rollouts. At 1 nothing rolls out."""
     load: Literal["auto", "memory", "stream"] = "auto"

@@ -6,7 +6,7 @@ Legend: B rows.
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from pipelines.config import OffPolicyConfig, TargetConfig
 from pipelines.dataflow import Replayed, learner_reward
+from pipelines.held_out import held_out_losses
 from pipelines.statistics import HasMoments, acting_weights, normalized, observe
 from rl_ops import columns as c
 from rl_ops.batch import Batch
@@ -81,6 +82,7 @@ class ReplayLearner(Learner[C]):
     Attributes:
         replay: this rank's memory of rollouts; of no use where nothing rolls out.
         updates: minibatches learned from so far, by which `updates_per_row` is kept.
+        held_out: minibatches that are never learned from, whose losses are reported.
     """
 
     def __init__(self, config: C, policy: PolicySpec, *, world: World | None = None) -> None:
@@ -89,6 +91,7 @@ class ReplayLearner(Learner[C]):
         self.replay = Replay(replayed(config).memory, device=self.world.device)
         self.memory = None if config.is_offline else self.replay
         self.updates = 0
+        self.held_out: Sequence[Batch] = ()
         self._ones = torch.ones(config.minibatch_rows, device=self.world.device)
 
     @property
@@ -125,7 +128,8 @@ class ReplayLearner(Learner[C]):
             if config.replay.prioritized and learned.priority is not None:
                 priority = learned.priority[: len(drawn.index)]
                 self.replay.update_priorities(drawn.index, priority)
-        return averages.means() | {"replay_rows": float(self.replay.rows)}
+        figures = averages.means() | {"replay_rows": float(self.replay.rows)}
+        return figures | self._validated()
 
     def update_logged(self, count: int) -> Metrics:
         """`count` gradient steps on logged rows alone; returns means as `update` does."""
@@ -134,7 +138,13 @@ class ReplayLearner(Learner[C]):
         for batch in self.data.minibatches(count, rows, generator=self.generator):
             self.updates += 1
             averages.add(self.learn(self._prepared(batch)).metrics)
-        return averages.means()
+        return averages.means() | self._validated()
+
+    def _validated(self) -> Metrics:
+        """Losses on what is held out; nothing where nothing is."""
+        if not self.held_out:
+            return {}
+        return held_out_losses(self, (self._prepared(batch) for batch in self.held_out))
 
     def _logged_rows(self) -> int:
         """How many rows of each minibatch are logged ones, where others are rollouts'."""

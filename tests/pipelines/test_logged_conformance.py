@@ -155,6 +155,29 @@ def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(algo, env,
     assert other[0]["learner/grad_norm"] != first[0]["learner/grad_norm"]
 
 
+@pytest.mark.parametrize("load", ["memory", "stream"])
+@in_each_env
+def test_losses_of_held_out_episodes_leave_no_trace_in_what_is_learned(
+    algo, env, load, lakes, tmp_path
+):
+    if load == "stream" and algo in IN_SEQUENCES:
+        pytest.skip("sequences are loaded at once")
+    split = {"load": load, "shuffle_rows": 200, "split": 0.7}
+    found = {}
+    for count in (0, 3):
+        config = config_of(algo, env, lakes, offline={**split, "validation_minibatches": count})
+        with Pipeline(config, storage=tmp_path, debug=True) as pipeline:
+            results = [metrics_of(pipeline.train()) for _ in range(2)]
+            found[count] = results, pipeline.get_policy().get_weights().module
+    (plain, weights), (validated, weights_too) = found[0], found[3]
+    assert all(np.array_equal(weights[name], weights_too[name]) for name in weights)
+    extra = [{k: r.pop(k) for k in sorted(r) if "validation/" in k} for r in validated]
+    assert json.dumps(plain) == json.dumps(validated)
+    assert all(extra)
+    assert all(math.isfinite(value) for figures in extra for value in figures.values())
+    assert extra[0] != extra[1]  # the same rows, of another policy
+
+
 @pytest.mark.parametrize("algo", sorted(set(LOGGED) - IN_SEQUENCES))
 def test_rows_of_rollouts_beside_logged_ones(algo, lakes, tmp_path):
     config = config_of(algo, ACTS_IN[algo][0], lakes, offline={"frac": 0.5}, n_step=1)

@@ -9,8 +9,10 @@ import torch
 from offline.lake import Lake
 from offline.storage import Storage
 from offline.trajectories import DataSpec, load_trajectories
-from pipelines import IQLConfig, MARWILConfig
+from pipelines import BCConfig, IQLConfig, MARWILConfig
+from pipelines.bc import BCLearner
 from pipelines.config import DataConfig
+from pipelines.held_out import held_out_losses
 from pipelines.offline_attach import attach
 from pipelines.offline_data import DataMoments, DataTask, drawn_rows, rows_of
 from pipelines.offline_stream import is_too_large, read_here
@@ -209,3 +211,52 @@ def test_a_split_is_by_episodes_and_the_same_however_rows_are_read(lake):
     names = [set(map(str, part.names.to_pylist())) for part in parts]
     assert not names[0] & names[1]
     assert 0.5 < len(names[0]) / whole.num_episodes < 0.9
+
+
+@pytest.mark.parametrize("load", ["memory", "stream"])
+def test_held_out_minibatches_are_of_the_other_episodes_and_their_loss_is_the_policys(
+    tmp_path, load
+):
+    lake = log_random("CartPole-v1", tmp_path, rows=600)
+    offline = {"lake": lake, "split": 0.7, "load": load, "shuffle_rows": 100}
+    config = BCConfig(env="CartPole-v1", minibatch_rows=16, offline=offline)
+    learner = BCLearner(config, plan_for(config, run_id="x").policy)
+    task = DataTask(Storage.at(lake), DataSpec(split=0.7, version=Lake(lake).steps().version))
+    attach(learner, task, read=read_here)
+    train, rest = (
+        load_trajectories(Lake(lake), DataSpec(split=0.7, part=part)) for part in ("train", "rest")
+    )
+    others = {row.tobytes() for row in rest.obs}
+    assert others.isdisjoint(row.tobytes() for row in train.obs)
+    assert [batch.rows for batch in learner.held_out] == [16] * 8
+    assert all(row.tobytes() in others for b in learner.held_out for row in b.obs.numpy())
+    with torch.no_grad():
+        logp = [
+            torch.log_softmax(learner.modules.model(b.obs)[0], -1)[torch.arange(16), b.action]
+            for b in learner.held_out
+        ]
+    figures = learner.update_logged(1)
+    before = -torch.stack(logp).mean()
+    assert figures["validation/bc_loss"] != pytest.approx(float(before), abs=1e-7)
+    again = held_out_losses(learner, (learner._prepared(b) for b in learner.held_out))
+    assert again["validation/bc_loss"] == figures["validation/bc_loss"]
+    with torch.no_grad():
+        logp = [
+            torch.log_softmax(learner.modules.model(b.obs)[0], -1)[torch.arange(16), b.action]
+            for b in learner.held_out
+        ]
+    assert figures["validation/bc_loss"] == pytest.approx(-float(torch.stack(logp).mean()), 1e-5)
+
+
+def test_where_no_episode_is_held_out_there_is_a_warning_and_no_validation(tmp_path, caplog):
+    lake = log_random("CartPole-v1", tmp_path, rows=600)
+    data = load_trajectories(Lake(lake), DataSpec())
+    run, only = (data.names.column(n)[0].as_py() for n in ("run_id", "episode_id"))
+    where = [("run_id", "=", run), ("episode_id", "=", only)]
+    split = 0.999
+    config = BCConfig(env="CartPole-v1", offline={"lake": lake, "split": split, "where": where})
+    learner = BCLearner(config, plan_for(config, run_id="x").policy)
+    spec = DataSpec(split=split, where=where, version=Lake(lake).steps().version)
+    attach(learner, DataTask(Storage.at(lake), spec), read=read_here)
+    assert learner.held_out == ()
+    assert "leaves out none" in caplog.text
