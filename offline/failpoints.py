@@ -27,6 +27,16 @@ WRITER_POINTS: Final = (
 )
 """Those that a batch of LakeWriter passes; finishing a batch passes those from the commit on."""
 
+WORKFLOW_POINTS: Final = (
+    "workflow.claimed",
+    "workflow.step_started",  # logged, its process not begun
+    "workflow.step_running",  # its process has begun
+    "workflow.step_ended",  # its process is done, and that is not logged
+    "workflow.step_logged",
+    "workflow.steps_done",  # all of them, and the run's end is not logged
+)
+"""Those that a scheduled run passes, beside the writer's."""
+
 NAMES: Final = (
     *WRITER_POINTS,
     "sink.queued",
@@ -34,6 +44,7 @@ NAMES: Final = (
     "checkpoint.files_written",
     "checkpoint.renamed",
     "checkpoint.logged",
+    *WORKFLOW_POINTS,
 )
 _KNOWN: Final = frozenset(NAMES)
 

@@ -67,6 +67,8 @@ class Lake:
     failures = partialmethod(table, s.FAILURES.name)
     rejected = partialmethod(table, s.REJECTED.name)
     ope_results = partialmethod(table, s.OPE_RESULTS.name)
+    workflow_runs = partialmethod(table, s.WORKFLOW_RUNS.name)
+    registry = partialmethod(table, s.REGISTRY.name)
     ledger = partialmethod(table, s.LEDGER.name)
 
     def versions(self) -> dict[str, int]:

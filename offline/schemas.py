@@ -281,6 +281,42 @@ OPE_RESULTS: Final = _table(
 )
 """One row per estimate of a checkpoint's return from the rows of `table` that hold `conditions`."""
 
+WORKFLOW_RUNS: Final = _table(
+    "workflow_runs",
+    ("workflow", _STRING),
+    ("logical_time", _TIME),
+    ("step", _STRING),  # empty for the run as a whole
+    ("attempt", _SHORT),  # from 1
+    (STATUS, _STRING),  # started, succeeded, failed, skipped, stopped
+    ("owner", _STRING),  # of the process that had claimed the run: unique
+    ("outputs", _STRING),  # JSON
+    (c.RUN_ID, _STRING),  # of the training run or collection that a step was
+    ("spec_sha256", _STRING),  # of the workflow's file
+    ("command", _STRING),
+    ("host", _STRING),
+    ("pid", _INT),
+    (MESSAGE, _STRING),
+    (AT, _TIME),
+    by_run=False,
+)
+"""One row per event of a scheduled run or of one of its steps; the newest row is how it is."""
+
+REGISTRY: Final = _table(
+    "registry",
+    ("model", _STRING),
+    ("alias", _STRING),
+    (CHECKPOINT, _STRING),  # its folder; null where the alias was removed
+    (SHA256, _STRING),  # of its manifest.json
+    (c.RUN_ID, _STRING),
+    ("action", _STRING),  # set, rollback, remove
+    (REASON, _STRING),  # JSON
+    ("workflow", _STRING),
+    ("logical_time", _TIME),
+    (AT, _TIME),
+    by_run=False,
+)
+"""One row per change of what an alias of a model names; the newest row is what it names."""
+
 LEDGER: Final = _table(
     "ledger",
     ("writer", _STRING),
@@ -299,13 +335,13 @@ LEDGER: Final = _table(
 )
 """One row per data file of the other tables: its checksum, its rows, the fragments in it."""
 
-LATER: Final = frozenset({OPE_RESULTS.name})
+LATER: Final = frozenset({OPE_RESULTS.name, WORKFLOW_RUNS.name, REGISTRY.name})
 """Tables that a lake of an earlier release lacks until it is next written to."""
 
 TABLES: Final[dict[str, TableSchema]] = {
     table.name: table
     for table in (
         *(STEPS, EPISODES, RUNS, METRICS, CONSUMPTION, EVALUATIONS, CHECKPOINTS, FAILURES),
-        *(REJECTED, OPE_RESULTS, LEDGER),
+        *(REJECTED, OPE_RESULTS, WORKFLOW_RUNS, REGISTRY, LEDGER),
     )
 }

@@ -1,19 +1,17 @@
 """Logging an evaluation of a checkpoint in the lake of the run that wrote it."""
 
-import time
 import uuid
 from pathlib import Path
 
+import pyarrow as pa
+
 from offline import schemas as s
-from offline.errors import LakeBusyError
+from offline.lake import Lake
 from offline.storage import Storage
 from pipelines.checkpoint import Checkpoint
 from pipelines.evaluation import Evaluation, EvaluationTask
 from pipelines.tracing import EvaluationRows, rows_to_tables
 from rl_ops import columns as c
-
-BUSY_S = 60.0
-"""How long to wait while other evaluations of the run are being logged."""
 
 
 def lake_of_checkpoint(checkpoint: Checkpoint) -> Storage | None:
@@ -36,9 +34,21 @@ def lake_of_checkpoint(checkpoint: Checkpoint) -> Storage | None:
 
 
 def log_evaluation(
-    storage: Storage, checkpoint: Checkpoint, found: Evaluation, task: EvaluationTask
+    storage: Storage,
+    checkpoint: Checkpoint,
+    found: Evaluation,
+    task: EvaluationTask,
+    *,
+    name: str | None = None,
 ) -> str:
     """Add an evaluation and its episodes to a lake.
+
+    Args:
+        storage: of the lake.
+        checkpoint: that was evaluated.
+        found: what came out.
+        task: what was asked for.
+        name: of the evaluation; one that is there already is not added again. None for a new one.
 
     Returns:
         The evaluation's id there.
@@ -46,10 +56,10 @@ def log_evaluation(
     Raises:
         LakeError: it cannot be written.
     """
-    from offline.writer import LakeWriter
+    from offline.transact import transact
 
     run_id, session = checkpoint.state["run_id"], checkpoint.state["loop"]["incarnation"]
-    evaluation_id = f"{run_id}/evaluate/{uuid.uuid4().hex[:12]}"
+    evaluation_id = f"{run_id}/evaluate/{name or uuid.uuid4().hex[:12]}"
     rows = EvaluationRows.of(
         found, task, evaluation_id=evaluation_id, checkpoint=str(checkpoint.path)
     )
@@ -60,13 +70,12 @@ def log_evaluation(
             s.EPISODES.name: [own | episode for episode in rows.episodes],
         }
     )
-    deadline = time.monotonic() + BUSY_S
-    while True:
-        try:
-            with LakeWriter(storage, f"{run_id}/evaluate") as writer:
-                writer.write(tables)
-            return evaluation_id
-        except LakeBusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+
+    def new_rows(lake: Lake) -> dict[str, pa.Table]:
+        if name is None:
+            return tables
+        is_there = lake.evaluations(where=[("evaluation_id", "=", evaluation_id)]).count()
+        return {} if is_there else tables
+
+    transact(storage, f"{run_id}/evaluate", new_rows)
+    return evaluation_id

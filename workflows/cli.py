@@ -20,6 +20,8 @@ COMMANDS: dict[str, str] = {
     "traces": "workflows.traces:traces",
     "ope": "workflows.ope:ope",
     "select": "workflows.select:select",
+    "workflow": "workflows.workflow:workflow",
+    "registry": "workflows.registry:registry",
     "lineage": "workflows.lineage:lineage",
     "lake": "workflows.lake:lake",
     "import": "workflows.imports:import_data",

@@ -34,6 +34,12 @@ def _video_dir(_: click.Context, __: click.Parameter, value: str | None) -> Path
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
 @click.option("--explore", is_flag=True, help="Sample actions instead of taking the most likely.")
 @click.option("--num-envs", type=click.IntRange(min=1), default=NUM_ENVS, show_default=True)
+@click.option(
+    "--id",
+    "name",
+    metavar="NAME",
+    help="Of the evaluation in the lake, which has it once.  [default: a new one]",
+)
 @click.option("--no-log", is_flag=True, help="Do not add the episodes to the run's lake.")
 @click.option("--video-dir", metavar="D", callback=_video_dir, help="Write a video per episode.")
 @storage_option
@@ -61,7 +67,9 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
     with stdout_alone():
         videos = _record(Policy(task.policy, weights), env, given["video_dir"], **options)
         found = task.run(weights)
-    logged = None if given["no_log"] else log_to_lake(checkpoint, found, task)
+    logged = None
+    if not given["no_log"]:
+        logged = log_to_lake(checkpoint, found, task, name=given["name"])
     if given["as_json"]:
         figures = {**found.figures(), "returns": found.returns, "lengths": found.lengths}
         about = {"checkpoint": str(located.path), "env": env.id}
@@ -94,15 +102,24 @@ def task_of(
 
 
 def log_to_lake(
-    checkpoint: "Checkpoint", found: "Evaluation", task: "EvaluationTask"
+    checkpoint: "Checkpoint",
+    found: "Evaluation",
+    task: "EvaluationTask",
+    *,
+    name: str | None = None,
 ) -> str | None:
-    """Add the evaluation to the lake of the checkpoint's run; its id there, None without a lake."""
+    """Add the evaluation to the lake of the checkpoint's run; its id there, None without a lake.
+
+    One of the same `name` that is there already is not added again.
+    """
     from offline.errors import LakeError
     from pipelines.evaluation_log import lake_of_checkpoint, log_evaluation
 
     try:
         storage = lake_of_checkpoint(checkpoint)
-        return None if storage is None else log_evaluation(storage, checkpoint, found, task)
+        return (
+            None if storage is None else log_evaluation(storage, checkpoint, found, task, name=name)
+        )
     except LakeError as error:
         # What was asked for is known all the same: the figures.
         click.echo(f"warning: the episodes are not logged: {error}", err=True)

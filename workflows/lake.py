@@ -191,6 +191,31 @@ def _vacuum_lines(found: Sequence["Vacuum"]) -> Iterator[str]:
         yield f"{count:,} files would go, {bytes_text(num_bytes)}; --yes removes them"
 
 
+@lake.command(short_help="Compact, and remove what no recent version needs.")
+@click.option(
+    "--vacuum-hours",
+    type=click.IntRange(min=168),
+    metavar="N",
+    help="Remove files that were replaced so long ago.  [default: none]",
+)
+@lake_storage_option
+@json_option
+@verbosity_options
+def maintain(*, vacuum_hours: int | None, storage: "Storage", as_json: bool) -> None:
+    """Do what a lake needs from time to time; `workflow` has it as a step."""
+    from offline.compaction import TARGET_BYTES
+    from offline.compaction import compact as compact_tables
+    from offline.vacuum import vacuum as vacuum_tables
+
+    compacted = compact_tables(storage, tables=None, run_id=None, target_bytes=TARGET_BYTES)
+    _print(compacted, _compaction_lines, as_json=as_json)
+    if vacuum_hours is not None:
+        removed = vacuum_tables(
+            storage, tables=None, retention_hours=vacuum_hours, force=False, dry_run=False
+        )
+        _print(removed, _vacuum_lines, as_json=as_json)
+
+
 @lake.command(short_help="Check whether the lake holds what was written to it.")
 @_tables_option
 @click.option("--deep", is_flag=True, help="Read every byte and compare with its checksum.")

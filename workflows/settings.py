@@ -98,6 +98,7 @@ def check_not_ended(config: AlgorithmConfig, state: Mapping[str, Any]) -> None:
     done = {
         "training_iteration": loop.get("iteration"),
         "env_steps": learner.get("env_steps"),
+        "grad_steps": learner.get("grad_steps"),
         "time_s": loop.get("time_s"),
     }
     for key, value in done.items():

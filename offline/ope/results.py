@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,17 +11,13 @@ from typing import Any, Final
 import pyarrow as pa
 
 from offline import schemas as s
-from offline.errors import LakeBusyError
 from offline.lake import Lake
 from offline.ope.settings import Estimate, Evaluation, OpeSettings
 from offline.storage import Storage
-from offline.tables import create_tables
-from offline.writer import LakeWriter
+from offline.transact import transact
 from rl_ops import columns as c
 
 WRITER: Final = "ope"
-BUSY_S: Final = 60.0
-"""How long to wait while another process logs estimates."""
 _OPE_ID: Final = "ope_id"
 _OWN_COLUMNS: Final = ("gamma", "level", "method", "seed")
 """Settings that have columns of their own."""
@@ -109,22 +104,17 @@ def log_results(storage: Storage, evaluations: Sequence[pa.Table]) -> list[bool]
     Raises:
         LakeError: it cannot be written.
     """
-    create_tables(storage)
-    deadline = time.monotonic() + BUSY_S
-    while True:
-        try:
-            with LakeWriter(storage, WRITER) as writer:
-                # Under the writer's lock, and after what a killed one promised was finished.
-                known = Lake(storage).ope_results(columns=[_OPE_ID]).to_arrow()
-                there = set(known.column(_OPE_ID).to_pylist())
-                new = {_id(rows): rows for rows in evaluations if _id(rows) not in there}
-                if new:
-                    writer.write({s.OPE_RESULTS.name: pa.concat_tables(new.values())})
-                return [_id(rows) in new for rows in evaluations]
-        except LakeBusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    added: list[bool] = []
+
+    def new_rows(lake: Lake) -> dict[str, pa.Table]:
+        known = lake.ope_results(columns=[_OPE_ID]).to_arrow()
+        there = set(known.column(_OPE_ID).to_pylist())
+        new = {_id(rows): rows for rows in evaluations if _id(rows) not in there}
+        added[:] = [_id(rows) in new for rows in evaluations]
+        return {s.OPE_RESULTS.name: pa.concat_tables(new.values())} if new else {}
+
+    transact(storage, WRITER, new_rows)
+    return added
 
 
 def _id(rows: pa.Table) -> Any:

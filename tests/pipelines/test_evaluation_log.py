@@ -72,7 +72,7 @@ def test_two_evaluations_at_once_wait_for_each_other(storage, monkeypatch) -> No
     checkpoint = Checkpoint(storage / "run" / "checkpoints" / "1")
     lake = lake_of_checkpoint(checkpoint)
     other = LakeWriter(lake, "run/evaluate")
-    monkeypatch.setattr("pipelines.evaluation_log.time.sleep", lambda _: other.close())
+    monkeypatch.setattr("offline.transact.time.sleep", lambda _: other.close())
     before = Lake(lake).evaluations().count()
     log_evaluation(lake, checkpoint, FOUND, task_of(checkpoint))
     assert Lake(lake).evaluations().count() == before + 1
