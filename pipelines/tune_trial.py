@@ -4,18 +4,21 @@ Each trial runs its pipeline in its own process, without a Ray of its own inside
 in a trial's placement group finds no CPU left and waits for ever (measured on two CPUs).
 """
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ray import tune
+from ray.tune.result import DONE, SHOULD_CHECKPOINT
+
+from pipelines.checkpoint import Checkpoint
 from pipelines.config_layers import Layer
 from pipelines.loading import build_config
 from pipelines.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from pipelines.config import AlgorithmConfig
-
-Trial = Callable[[dict[str, Any]], None]
 
 
 def trainable(
@@ -24,13 +27,14 @@ def trainable(
     storage: str | Path = "~/ray_results",
     checkpoint_period: int | None = None,
     base: Mapping[str, Any] | None = None,
-) -> Trial:
-    """A function that Ray Tune runs with one set of settings.
+) -> type["PipelineTrial"]:
+    """What Ray Tune runs with one set of settings.
 
-    Every result is reported, with a checkpoint every so many iterations and at the end, so that
-    schedulers can stop trials, and clone one's weights into another with other settings. A trial
-    that is retried goes on from its last checkpoint. Its run is `<experiment>-<trial id>`, in the
-    one lake of the storage, where `millrace sql` compares trials.
+    Every iteration is a result, with a checkpoint every so many and at the end, so that schedulers
+    can stop trials, and clone one's weights into another with other settings. A trial that is
+    begun again goes on in its run from its last checkpoint. Its run is `<experiment>-<trial id>`,
+    in the one lake of the storage, where `millrace sql` compares trials. With
+    `TuneConfig(reuse_actors=True)` a process takes one trial after the other, and imports once.
 
     Args:
         algo: name of the algorithm.
@@ -38,21 +42,13 @@ def trainable(
         checkpoint_period: iterations between two checkpoints; None is only at the end.
         base: settings of all trials, by groups or dotted paths; a trial's own win.
     """
-
-    def trial(settings: dict[str, Any]) -> None:
-        from ray import tune
-
-        context = tune.get_context()
-        name = f"{context.get_experiment_name()}-{context.get_trial_id()}"
-        start = tune.get_checkpoint()
-        config = settings_to_config(algo, {**(base or {}), **settings})
-        if start is None:
-            _run(config, Path(storage), name, period=checkpoint_period, resume=None)
-            return
-        with start.as_directory() as folder:
-            _run(config, Path(storage), name, period=checkpoint_period, resume=folder)
-
-    return trial
+    attributes = {
+        "algo": algo,
+        "storage": str(Path(storage).expanduser()),
+        "period": checkpoint_period,
+        "base": dict(base or {}),
+    }
+    return type(f"{algo}_pipeline", (PipelineTrial,), attributes)
 
 
 def settings_to_config(algo: str, settings: Mapping[str, Any]) -> "AlgorithmConfig":
@@ -65,27 +61,66 @@ def settings_to_config(algo: str, settings: Mapping[str, Any]) -> "AlgorithmConf
     return config
 
 
-def _run(
-    config: "AlgorithmConfig", storage: Path, name: str, *, period: int | None, resume: str | None
-) -> None:
-    """Train until the configuration's stop criterion, reporting each result."""
-    from ray import tune
+class PipelineTrial(tune.Trainable):  # type: ignore[misc]
+    """A trial: one pipeline, an iteration a step. Made by `trainable`."""
 
-    storage = storage.expanduser()
-    with Pipeline(
-        config, storage=storage, name=_free(storage, name), resume=resume, debug=True
-    ) as pipeline:
-        for result in pipeline.stream():
-            iteration, ended = result["training_iteration"], result["stopped_by"] is not None
-            figures = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
-            if ended or (period is not None and iteration % period == 0):
-                path = str(pipeline.save())
-                tune.report(figures, checkpoint=tune.Checkpoint.from_directory(path))
-            else:
-                tune.report(figures)
+    algo: ClassVar[str]
+    storage: ClassVar[str]
+    period: ClassVar[int | None]
+    base: ClassVar[Mapping[str, Any]]
 
+    def setup(self, config: dict[str, Any]) -> None:
+        """See Tune. Nothing is made yet: a checkpoint may follow that the run goes on from."""
+        self._settings = config
+        self._pipeline: Pipeline | None = None
+        self._results: Iterator[Mapping[str, Any]] = iter(())
 
-def _free(storage: Path, name: str) -> str:
-    """The name, or one after it: of a trial that goes on elsewhere, the runs are apart."""
-    names = [name, *(f"{name}.{i}" for i in range(1, 10_000))]
-    return next(n for n in names if not (storage / n).exists())
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """See Tune: this process takes another trial, or the same one with other settings."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One iteration's figures, and whether it is the last."""
+        if self._pipeline is None:
+            self._begin(None)
+        result = next(self._results)
+        ended = result["stopped_by"] is not None
+        is_due = self.period is not None and result["training_iteration"] % self.period == 0
+        figures = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
+        return {**figures, DONE: ended, SHOULD_CHECKPOINT: ended or is_due}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """See Tune: a copy of the run's own, from which `load_policy` and others load."""
+        assert self._pipeline is not None  # Tune saves between steps
+        shutil.copytree(self._pipeline.save(), checkpoint_dir, dirs_exist_ok=True)
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """See Tune: go on from there, in the same run if it was this trial's own."""
+        self.cleanup()
+        self._begin(checkpoint)
+
+    def cleanup(self) -> None:
+        """See Tune."""
+        if self._pipeline is not None:
+            self._pipeline.close()
+            self._pipeline = None
+
+    def _begin(self, checkpoint: str | None) -> None:
+        config = settings_to_config(self.algo, {**self.base, **self._settings})
+        own = f"{self._storage.experiment_dir_name}-{self.trial_id}"
+        name = self._free(own)
+        if checkpoint is not None:
+            run_id = str(Checkpoint(checkpoint).state["run_id"])
+            if run_id == own or run_id.startswith(f"{own}."):
+                name = run_id
+        self._pipeline = Pipeline(
+            config, storage=self.storage, name=name, resume=checkpoint, debug=True
+        )
+        self._results = self._pipeline.stream()
+
+    def _free(self, name: str) -> str:
+        """The name, or one after it: what was cut short, or cloned from another, stays apart."""
+        names = [name, *(f"{name}.{i}" for i in range(1, 10_000))]
+        return next(n for n in names if not (Path(self.storage) / n).exists())

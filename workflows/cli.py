@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "traces": "workflows.traces:traces",
     "ope": "workflows.ope:ope",
     "select": "workflows.select:select",
+    "sweep": "workflows.sweep:sweep",
     "workflow": "workflows.workflow:workflow",
     "registry": "workflows.registry:registry",
     "lineage": "workflows.lineage:lineage",
