@@ -27,6 +27,7 @@ def trainable(
     storage: str | Path = "~/ray_results",
     checkpoint_period: int | None = None,
     base: Mapping[str, Any] | None = None,
+    absent: Mapping[str, float] | None = None,
 ) -> type["PipelineTrial"]:
     """What Ray Tune runs with one set of settings.
 
@@ -41,12 +42,15 @@ def trainable(
         storage: of runs and lake, the same for all trials.
         checkpoint_period: iterations between two checkpoints; None is only at the end.
         base: settings of all trials, by groups or dotted paths; a trial's own win.
+        absent: figure → what results have while it is not known, as a return before an episode
+            ended: population-based training and Optuna take no result without their metric.
     """
     attributes = {
         "algo": algo,
         "storage": str(Path(storage).expanduser()),
         "period": checkpoint_period,
         "base": dict(base or {}),
+        "absent": dict(absent or {}),
     }
     return type(f"{algo}_pipeline", (PipelineTrial,), attributes)
 
@@ -68,6 +72,7 @@ class PipelineTrial(tune.Trainable):  # type: ignore[misc]
     storage: ClassVar[str]
     period: ClassVar[int | None]
     base: ClassVar[Mapping[str, Any]]
+    absent: ClassVar[Mapping[str, float]]
 
     def setup(self, config: dict[str, Any]) -> None:
         """See Tune. Nothing is made yet: a checkpoint may follow that the run goes on from."""
@@ -89,7 +94,7 @@ class PipelineTrial(tune.Trainable):  # type: ignore[misc]
         ended = result["stopped_by"] is not None
         is_due = self.period is not None and result["training_iteration"] % self.period == 0
         figures = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
-        return {**figures, DONE: ended, SHOULD_CHECKPOINT: ended or is_due}
+        return {**self.absent, **figures, DONE: ended, SHOULD_CHECKPOINT: ended or is_due}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """See Tune: a copy of the run's own, from which `load_policy` and others load."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["rllib-migration"]
+PAGES = ["rllib-migration", "tutorial"]
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[a-z]+)(?:: (?P<name>\S+))? -->\n)?```(?P<kind>\w+)\n(?P<body>.*?)```",
     re.DOTALL,
@@ -88,8 +88,9 @@ def check(session: Session, block: Block) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+@pytest.mark.learning
 @pytest.mark.timeout(600)
-def test_what_a_page_tells_to_type_works(page: str, tmp_path: Path) -> None:
+def test_quick_what_a_page_tells_to_type_works(page: str, tmp_path: Path) -> None:
     found = blocks(page)
     assert any(block.kind == "console" and commands(block.body) for block in found)
     session = Session(tmp_path)

@@ -29,11 +29,11 @@ def json_lines(result: Result) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_it_is_a_group_of_four_commands() -> None:
+def test_it_is_a_group_of_commands() -> None:
     from workflows.lake import lake as command
 
     assert isinstance(command, click.Group)
-    assert set(command.commands) == {"history", "compact", "vacuum", "doctor"}
+    assert set(command.commands) == {"history", "compact", "vacuum", "doctor", "maintain"}
 
 
 def test_history_is_shown_newest_first(lake: Storage) -> None:

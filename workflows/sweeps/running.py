@@ -1,6 +1,7 @@
 """A sweep by Ray Tune: its tuner, its progress, and going on after it was cut short."""
 
 import logging
+import math
 import os
 import signal
 import time
@@ -108,6 +109,7 @@ class Running:
             storage=self.storage,
             checkpoint_period=spec.checkpoint_period,
             base=self.sweep.base,
+            absent={spec.metric: -math.inf if spec.mode == "max" else math.inf},
         )
         gpus = config.resources.learner_gpus if config is not None else 0.0
         return tune.with_resources(kind, {"cpu": 1, **({"gpu": gpus} if gpus else {})})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipelines import ALGORITHMS
 from pipelines.config_errors import ConfigError, Problem
@@ -177,14 +177,17 @@ class SweepSpec(BaseModel):
     loggers: list[Literal["tensorboard", "mlflow", "wandb"]] = Field(default=[])
     """Ray Tune's own, beside the runs' own files."""
 
+    @field_validator("algo")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in ALGORITHMS:
+            close = nearest(value, ALGORITHMS)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise ValueError(f"unknown algorithm; {meant}there are {', '.join(sorted(ALGORITHMS))}")
+        return value
+
     @model_validator(mode="after")
     def _goes_together(self) -> "SweepSpec":
-        if self.algo not in ALGORITHMS:
-            close = nearest(self.algo, ALGORITHMS)
-            meant = f"did you mean {close[0]}? " if close else ""
-            raise ValueError(
-                f"unknown algorithm {self.algo!r}; {meant}there are {', '.join(sorted(ALGORITHMS))}"
-            )
         if self.search.optuna is not None:
             grids = [name for name, domain in self.sweep.items() if domain.kind == "grid"]
             if grids:

@@ -58,7 +58,9 @@ class Record:
         metrics = {
             key: value
             for key, value in (trial.last_result or {}).items()
-            if isinstance(value, int | float | str) and key not in ("trial_id", "hostname")
+            if isinstance(value, int | float | str)
+            and not (isinstance(value, float) and not math.isfinite(value))
+            and key not in ("trial_id", "hostname")
         }
         # Of a trial that is begun again Tune has forgotten them until its first result.
         before = self.trials.get(trial.trial_id, {})
@@ -142,6 +144,5 @@ def _error_of(trial: Any) -> str | None:
 def _replace(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    text = json.dumps(value, indent=1, default=str)
-    temporary.write_text(text.replace("NaN", "null").replace("Infinity", "null"))
+    temporary.write_text(json.dumps(value, indent=1, default=str))
     os.replace(temporary, path)
