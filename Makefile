@@ -41,7 +41,7 @@ bench: setup
 	set -e; for work in $(BENCH); do $(BIN)/python -m benchmarks $$work --repeats $(REPEATS); done
 
 nightly: setup
-	$(BIN)/python -m pytest -m 'learning or fault or soak'
+	$(BIN)/python -m pytest -m 'learning or fault or soak or browser'
 
 docs: setup
 	$(BIN)/python -m pipelines.config_docs

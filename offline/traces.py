@@ -1,6 +1,6 @@
 """Episodes of a lake: listing them, finding one by its id, and reading its steps."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -220,11 +220,53 @@ def read_trace(lake: "Lake", episode: EpisodeRow, *, agent_id: str | None = None
             f"the lake has no steps of episode {episode.episode_id!r}{agent}; its run logged a "
             "part of the episodes only, or it is an episode of which no steps are kept"
         )
-    agents = sorted({str(name) for name in rows.column(c.AGENT_ID).to_pylist()})
+    agents = _agents(rows)
     if len(agents) > 1:
         raise LakeError(
             f"in episode {episode.episode_id!r} several agents act: {', '.join(agents)}; choose one"
         )
+    return _trace(lake, episode, rows)
+
+
+def read_traces(lake: "Lake", run_id: str, ids: Sequence[str]) -> dict[str, Trace]:
+    """The steps of several episodes of one run, each data file read once.
+
+    Args:
+        lake: where.
+        run_id: the run.
+        ids: of the episodes, whole.
+
+    Returns:
+        Id → trace, in the order of `ids`; those without an end, without steps, or with steps of
+        several agents are left out.
+    """
+    listed = _rows(
+        lake,
+        f"{_EPISODES} WHERE run_id = ? AND list_contains(?, episode_id)",
+        [run_id, list(ids)],
+    )
+    episodes = {row.episode_id: row for row in listed}
+    where = [(c.RUN_ID, "=", run_id), (c.EPISODE_ID, "in", list(episodes))]
+    rows = (
+        lake.steps(where=where)
+        .to_arrow()
+        .sort_by([(c.EPISODE_ID, "ascending"), (c.T, "ascending")])
+    )
+    names = rows.column(c.EPISODE_ID).to_numpy()
+    found: dict[str, Trace] = {}
+    for name in (name for name in dict.fromkeys(ids) if name in episodes):
+        start, end = np.searchsorted(names, [name, name + "\0"]) if len(names) else (0, 0)
+        part = rows.slice(start, end - start)
+        if part.num_rows and len(_agents(part)) == 1:
+            found[name] = _trace(lake, episodes[name], part)
+    return found
+
+
+def _agents(rows: pa.Table) -> list[str]:
+    return sorted({str(name) for name in rows.column(c.AGENT_ID).to_pylist()})
+
+
+def _trace(lake: "Lake", episode: EpisodeRow, rows: pa.Table) -> Trace:
     obs_codec, action_codec = spaces_of(lake.storage, rows.column(s.SPACE)[0].as_py())
     return Trace(
         episode=episode,

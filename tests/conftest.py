@@ -1,5 +1,6 @@
 """Shared by all tests: hypothesis without deadlines, and one real Ray for the whole session."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         on_ray = {item.path for item in items if item.get_closest_marker("ray")}
         items.sort(key=lambda item: item.path not in on_ray)
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were() -> Iterator[None]:
+    """A command run in this process sets levels and handlers; caplog of the next test needs none."""
+    loggers = [logging.getLogger(name) for name in ("rl_ops", "offline", "pipelines", "workflows")]
+    before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.propagate, logger.handlers[:] = propagate, handlers
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "sweep": "workflows.sweep:sweep",
     "workflow": "workflows.workflow:workflow",
     "registry": "workflows.registry:registry",
+    "report": "workflows.report:report",
     "lineage": "workflows.lineage:lineage",
     "lake": "workflows.lake:lake",
     "import": "workflows.imports:import_data",

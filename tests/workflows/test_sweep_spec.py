@@ -46,7 +46,7 @@ def test_a_file_is_read_and_a_sample_of_each_combination_built(tmp_path):
         ("loguniform: [1e-4, 1e-2]", "loguniform: [0, 1]", "begins above 0"),
         ("grid: [0, 1]", "grid: [0], choice: [1]", "give one of"),
         ("grid: [0, 1]", "grid_search: [0, 1]", "write {grid: [...]}"),
-        ("algo: ppo", "algo: ppoo", "L1: algo: got \"ppoo\": unknown algorithm; did you mean ppo?"),
+        ("algo: ppo", "algo: ppoo", 'L1: algo: got "ppoo": unknown algorithm; did you mean ppo?'),
         ("algo: ppo", "run: PPO", "write algo: NAME"),
         ("stop:", "scheduler: {asha: {}}\nstop:", "max_t is missing"),
         ("stop:", "search: {optuna: {}}\nstop:", "write choice, not grid, for seed"),
