@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _loggers_as_they_were() -> Iterator[None]:
-    """A command run in this process sets levels and handlers; caplog of the next test needs none."""
+    """A command run in this process sets levels and handlers, which hide records from caplog."""
     loggers = [logging.getLogger(name) for name in ("rl_ops", "offline", "pipelines", "workflows")]
     before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
     yield

@@ -47,14 +47,9 @@ function build(report) {
     job();
   }
   // What is drawn later grows; a link must not lead to where its section was before.
-  function drawUntil(id) {
-    const place = document.getElementById(id);
-    for (const host of [...waiting.keys()]) {
-      if (place && host.compareDocumentPosition(place) & Node.DOCUMENT_POSITION_FOLLOWING) draw(host);
-    }
-  }
+  const drawAll = () => [...waiting.keys()].forEach(draw);
   for (const section of report.sections) {
-    nav.append(el("a", { href: "#" + section.id, onclick: () => drawUntil(section.id) }, section.title));
+    nav.append(el("a", { href: "#" + section.id, onclick: drawAll }, section.title));
     const blocks = el("div", { class: "blocks" });
     main.append(el("section", { id: section.id }, el("h2", {}, section.title), blocks));
     for (const block of section.blocks) {
@@ -70,11 +65,10 @@ function build(report) {
       observer.observe(host);
     }
   }
-  window.addEventListener("beforeprint", () => [...waiting.keys()].forEach(draw));
+  window.addEventListener("beforeprint", drawAll);
   const asked = location.hash.startsWith("#episode=") ? "traces" : location.hash.slice(1);
   if (asked) {
-    drawUntil(asked);
-    for (const host of [...waiting.keys()]) if (host.parentElement.parentElement.id === asked) draw(host);
+    drawAll();
     const place = document.getElementById(asked);
     if (place) place.scrollIntoView();
   }
