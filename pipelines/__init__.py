@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from pipelines.awac import AWACConfig as AWACConfig
     from pipelines.bc import BCConfig as BCConfig
     from pipelines.bcq import BCQConfig as BCQConfig
+    from pipelines.callbacks import Callbacks as Callbacks
+    from pipelines.callbacks import StopTraining as StopTraining
     from pipelines.checkpoint import load_policy as load_policy
     from pipelines.cql import CQLConfig as CQLConfig
     from pipelines.ddppo import DDPPOConfig as DDPPOConfig
@@ -50,7 +52,9 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
 
 _EXPORTS = {
     **{name: module for module, name in ALGORITHMS.values()},
+    "Callbacks": "pipelines.callbacks",
     "Pipeline": "pipelines.pipeline",
+    "StopTraining": "pipelines.callbacks",
     "load_policy": "pipelines.checkpoint",
     "trainable": "pipelines.tune_trial",
 }

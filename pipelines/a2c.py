@@ -5,7 +5,8 @@ Legend: B rows.
 
 from typing import ClassVar, Literal
 
-from pipelines.config import Fraction, OnPolicyConfig, OptimConfig, RolloutConfig
+from pipelines.config import OnPolicyConfig, OptimConfig, RolloutConfig
+from pipelines.config_base import Fraction
 from pipelines.dataflow import Dataflow, Rollouts
 from pipelines.on_policy import ActorCriticLearner, advantages
 from rl_ops import columns as c

@@ -12,12 +12,11 @@ from pipelines.config import (
     ModelConfig,
     OffPolicyConfig,
     OptimConfig,
-    PositiveInt,
     ReplayConfig,
     RolloutConfig,
-    Schedule,
     TargetConfig,
 )
+from pipelines.config_base import PositiveInt, Schedule
 from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.dqn import DQNLearner
 from pipelines.off_policy import initial_priorities, replayed, transitions

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from pipelines.config import OnPolicyConfig, OptimConfig, PositiveInt, RolloutConfig, TargetConfig
+from pipelines.config import OnPolicyConfig, OptimConfig, RolloutConfig, TargetConfig
+from pipelines.config_base import PositiveInt
 from pipelines.dataflow import Dataflow, Rollouts
 from pipelines.off_policy import Follower, follower_of
 from pipelines.on_policy import SEGMENTS, ActorCritic, ActorCriticLearner, discounts

@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipelines.config import ModelConfig, PositiveInt, Schedule
+from pipelines.config import ModelConfig
+from pipelines.config_base import PositiveInt, Schedule
 from pipelines.dataflow import Dataflow
 from pipelines.logged import Critics, LoggedConfig, logged
 from pipelines.off_policy import (

@@ -1,5 +1,6 @@
 """What a `Pipeline` drives: a running dataflow, with Ray or in this process."""
 
+import copy
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -93,6 +94,8 @@ class LocalWorker:
         self.worker_id = worker_id
         incarnation = first_incarnation(task.incarnation)
         self.rollout = Rollout(spec, worker_id=worker_id, incarnation=incarnation)
+        # Copies: what an operator holds is each worker's own, as it is in processes of their own.
+        self.operators = tuple(copy.copy(each) for each in task.plan.dataflow.source.then)
 
 
 class LocalBackend:
@@ -150,7 +153,7 @@ class LocalBackend:
         assert self._flow.weights is not None
         worker.rollout.load(self._flow.weights, self._flow.version)
         table = worker.rollout.fragment(fragment)
-        for operator in self._plan.dataflow.source.then:
+        for operator in worker.operators:
             table = operator(table)
         self._loop.feed(table)
         self._control.advance(self._loop.learner.version)

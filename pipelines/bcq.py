@@ -14,7 +14,8 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from pipelines.config import ModelConfig, PositiveInt, Schedule
+from pipelines.config import ModelConfig
+from pipelines.config_base import PositiveInt, Schedule
 from pipelines.dataflow import Dataflow
 from pipelines.logged import LoggedConfig, logged
 from pipelines.off_policy import TRANSITION, Follower, Learned, ReplayLearner, follower_of

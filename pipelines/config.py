@@ -1,38 +1,16 @@
 """Configuration: frozen pydantic models, composed in groups; every algorithm's config is one."""
 
-import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
+from pipelines.config_base import Fraction, Group, PositiveInt, Schedule
 from rl_ops.model_spec import Activation
 from rl_ops.optim_spec import OptimKind, OptimSpec
-from rl_ops.schedules import Schedule as _Points
 
 if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline
-
-
-def _increasing(schedule: _Points) -> _Points:
-    if isinstance(schedule, tuple):
-        steps = [point[0] for point in schedule]
-        if not steps or any(b <= a for a, b in itertools.pairwise(steps)):
-            raise ValueError("a schedule needs points [env_steps, value] with growing env_steps")
-    return schedule
-
-
-Schedule = Annotated[_Points, AfterValidator(_increasing)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Group(BaseModel):
-    """Base of configuration groups: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class EnvConfig(Group):
@@ -177,6 +155,19 @@ class ResourcesConfig(Group):
     """Custom Ray resources per learner worker."""
 
 
+class CallbackConfig(Group):
+    """Code of the user's own that is told of a run's moments; see docs/callbacks.md."""
+
+    path: str = Field(min_length=3)
+    """`module:Class`, a subclass of `pipelines.Callbacks`."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class."""
+
+
+def _callback_from_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
 class EvaluationConfig(Group):
     """Evaluation during training, as a dataflow of its own pinned to one version."""
 
@@ -192,6 +183,8 @@ class EvaluationConfig(Group):
     """Sample actions instead of taking the mode."""
     parallel: bool = False
     """Evaluate beside training; the result comes with a later iteration."""
+    videos: int = Field(default=0, ge=0)
+    """Further episodes at each evaluation that are filmed: videos/VERSION/ of the run's folder."""
 
 
 class CheckpointConfig(Group):
@@ -294,6 +287,8 @@ class AlgorithmConfig(Group):
     reporting: ReportingConfig = ReportingConfig()
     faults: FaultsConfig = FaultsConfig()
     trace: TraceConfig = TraceConfig()
+    callbacks: tuple[Annotated[CallbackConfig, BeforeValidator(_callback_from_path)], ...] = ()
+    """Told of the run's moments: paths `module:Class`, or groups with `path` and `kwargs`."""
     stop: StopConfig = StopConfig()
 
     @model_validator(mode="before")

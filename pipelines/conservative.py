@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipelines.config import Group, PositiveInt, Schedule
+from pipelines.config_base import Group, PositiveInt, Schedule
 from pipelines.off_policy import ReplayLearner
 from pipelines.soft_actor import Temperature
 from rl_ops.conservative_losses import lagrange_loss

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from pipelines.config import PositiveInt, Schedule
+from pipelines.config_base import PositiveInt, Schedule
 from pipelines.conservative import (
     ConservativeConfig,
     CQLModules,

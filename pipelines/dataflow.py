@@ -213,7 +213,7 @@ def make_plan(config: AlgorithmConfig, dataflow: Dataflow, rollout: RolloutSpec)
         columns = (c.OBS, *dataflow.learner.reads)
         return Plan(config=config, dataflow=dataflow, rollout=rollout, columns=columns)
     then = tuple(_bound(operator, rollout.obs_column) for operator in dataflow.source.then)
-    dataflow = dataclasses.replace(dataflow, source=_with_then(dataflow.source, then))
+    dataflow = dataclasses.replace(dataflow, source=with_then(dataflow.source, then))
     wanted = {column for operator in then for column in operator.reads}
     wanted |= set(dataflow.learner.reads)
     rollout = dataclasses.replace(rollout, keep=rollout.keep | (wanted & _ON_DEMAND))
@@ -234,7 +234,8 @@ LOGGED = (
 """Columns that are made of logged rows."""
 
 
-def _with_then(source: Rollouts | Mixed, then: tuple[Operator, ...]) -> Rollouts | Mixed:
+def with_then(source: Rollouts | Mixed, then: tuple[Operator, ...]) -> Rollouts | Mixed:
+    """The source with other operators behind its rollouts."""
     if isinstance(source, Rollouts):
         return dataclasses.replace(source, then=then)
     return dataclasses.replace(source, rollouts=dataclasses.replace(source.rollouts, then=then))

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from pipelines.config import Fraction, ModelConfig, OptimConfig, PositiveInt
+from pipelines.config import ModelConfig, OptimConfig
+from pipelines.config_base import Fraction, PositiveInt
 from pipelines.dataflow import Dataflow
 from pipelines.logged import LoggedConfig, logged
 from pipelines.off_policy import Learned, ReplayLearner

@@ -15,15 +15,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipelines.config import (
-    ModelConfig,
-    OffPolicyConfig,
-    OptimConfig,
-    PositiveInt,
-    RolloutConfig,
-    Schedule,
-    TargetConfig,
-)
+from pipelines.config import ModelConfig, OffPolicyConfig, OptimConfig, RolloutConfig, TargetConfig
+from pipelines.config_base import PositiveInt, Schedule
 from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.off_policy import (
     TRANSITION,

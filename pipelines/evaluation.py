@@ -1,6 +1,7 @@
 """Evaluating a policy: whole episodes, in this process, the same number from each environment."""
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from pipelines.config_errors import ConfigError, Problem
 from rl_ops.envs import EnvSpec, VectorSlots, make_env
 from rl_ops.policy import Policy, PolicySpec, Weights
 
@@ -161,6 +163,27 @@ def record_videos(
     finally:
         single.close()
     return sorted(folder.glob("rl-video-episode-*.mp4"))
+
+
+def check_videos(env: EnvSpec) -> None:
+    """See that an environment can be filmed, before a run starts that is to do it.
+
+    Raises:
+        ConfigError: it draws no frames, or what writes films is not installed.
+    """
+    name, fix = "evaluation.videos", "leave it out, or give the environment the mode 'rgb_array'"
+    try:
+        single: gym.Env[Any, Any] = make_env(env, render_mode="rgb_array")
+    except (TypeError, gym.error.Error) as error:  # of a factory that knows no render_mode
+        raise ConfigError(Problem(name, f"{env.id} cannot be drawn: {error}", fix)) from error
+    draws = single.render_mode == "rgb_array"
+    single.close()
+    if not draws:
+        raise ConfigError(Problem(name, f"{env.id} draws no frames", fix))
+    try:
+        importlib.import_module("moviepy")
+    except ImportError as error:
+        raise ConfigError(Problem(name, str(error), "pip install 'millrace[video]'")) from error
 
 
 def _record_one(policy: Policy, env: gym.Env[Any, Any], *, seed: int, explore: bool) -> None:

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.config import OnPolicyConfig, OptimConfig, RolloutConfig, Schedule
+from pipelines.config import OnPolicyConfig, OptimConfig, RolloutConfig
+from pipelines.config_base import Schedule
 from pipelines.dataflow import Dataflow, Rollouts
 from pipelines.on_policy import SEGMENTS, ActorCriticLearner, discounts
 from rl_ops.batch import Batch

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipelines.config import PositiveInt, Schedule
+from pipelines.config_base import PositiveInt, Schedule
 from pipelines.dataflow import Dataflow
 from pipelines.logged import Critics, LoggedConfig, logged, state_values
 from pipelines.off_policy import (

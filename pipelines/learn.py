@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from offline.errors import LakeError
+from pipelines.callbacks import FigureWindow, read_figures
 from pipelines.config import StopConfig
 from pipelines.coordinator import END, Command, GoAhead
 from pipelines.memory_state import Origins
@@ -111,6 +112,7 @@ class Share:
     returns: list[float]
     lengths: list[int]
     metrics: dict[str, float]
+    custom: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
     def of(cls, tables: Sequence[pa.Table], metrics: dict[str, float], *, version: int) -> Self:
@@ -120,7 +122,9 @@ class Share:
             for name in (c.EPISODE_RETURN, c.EPISODE_LENGTH)
         )
         lags = [version - table.column(c.POLICY_VERSION)[0].as_py() for table in tables]
-        return cls(sum(table.num_rows for table in tables), lags, returns, lengths, metrics)
+        custom = [figures for table in tables for figures in read_figures(table)]
+        rows = sum(table.num_rows for table in tables)
+        return cls(rows, lags, returns, lengths, metrics, custom)
 
 
 def joined(shares: Sequence[Share]) -> Share:
@@ -133,7 +137,8 @@ def joined(shares: Sequence[Share]) -> Share:
         [x for share in shares for x in getattr(share, name)]
         for name in ("lags", "returns", "lengths")
     )
-    return Share(sum(share.rows for share in shares), lags, returns, lengths, metrics)
+    custom = [figures for share in shares for figures in share.custom]
+    return Share(sum(share.rows for share in shares), lags, returns, lengths, metrics, custom)
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,10 @@ class LearnLoop:
     _pending: dict[int, pa.Table] = field(default_factory=dict)
     _clock: float = 0.0
     _grad_steps: int = 0
+    _custom: FigureWindow = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._custom = FigureWindow(self.window.size)
 
     def run(self, fragments: Iterator[pa.Table]) -> None:
         """Consume `fragments` in the order of their ids; returns when told to stop.
@@ -281,6 +290,7 @@ class LearnLoop:
             "episodes": self.window.count,
             "returns": list(self.window.returns),
             "lengths": list(self.window.lengths),
+            "custom": self._custom.values,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -289,6 +299,7 @@ class LearnLoop:
         self.duplicates, self.window.count = state["duplicates"], state["episodes"]
         self.window.returns.extend(state["returns"])
         self.window.lengths.extend(state["lengths"])
+        self._custom.values.update(state.get("custom", {}))  # not there before there were callbacks
 
     def _take(self, table: pa.Table) -> None:
         fragment = table.column(c.FRAGMENT_ID)[0].as_py()
@@ -348,6 +359,7 @@ class LearnLoop:
         self.learner.version += 1
         self.iteration += 1
         self.window.add(share.returns, share.lengths)
+        self._custom.add(share.custom)
         updated = time.perf_counter()
         result: dict[str, Any] = {
             "training_iteration": self.iteration,
@@ -358,6 +370,7 @@ class LearnLoop:
             "policy_lag_mean": float(np.mean(share.lags)),
             "policy_lag_max": max(share.lags),
             **{f"learner/{name}": value for name, value in share.metrics.items()},
+            **self._custom.figures(),
             "time_s": time.time() - self.started_at + self.time_before_s,
             "time/wait_s": got - before,
             "time/update_s": updated - got,

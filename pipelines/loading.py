@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from pipelines.config import AlgorithmConfig, Group, StopConfig
+from pipelines.config import AlgorithmConfig, StopConfig
+from pipelines.config_base import Group
 from pipelines.config_errors import ConfigError, Problem, shown
 from pipelines.config_explain import explain, nearest
 from pipelines.config_files import ConfigFile, load_config_file

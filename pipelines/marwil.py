@@ -14,7 +14,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from pipelines.config import ModelConfig, OptimConfig, PositiveInt
+from pipelines.config import ModelConfig, OptimConfig
+from pipelines.config_base import PositiveInt
 from pipelines.dataflow import Dataflow
 from pipelines.logged import LoggedConfig, logged
 from pipelines.off_policy import TRANSITION, Learned, ReplayLearner

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipelines.config import Group, Schedule
+from pipelines.config_base import Group, Schedule
 from rl_ops.exploration import AddNoise
 
 

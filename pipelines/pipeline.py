@@ -1,11 +1,9 @@
 """`Pipeline`: a run as its user holds it: train, stream, save, evaluate, close."""
 
 import contextlib
-import json
 import os
 import shutil
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,19 +13,31 @@ from typing import Any, Self
 import torch
 
 from offline.errors import LakeError
-from offline.storage import Storage
 from pipelines.backend import Backend, LocalBackend
+from pipelines.callbacks import StopTraining
 from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
-from pipelines.config_errors import ConfigError, Problem
-from pipelines.errors import CheckpointError, StorageError, TrainingError, cause_of
-from pipelines.evaluation import Evaluation, EvaluationTask
-from pipelines.offline_data import DataTask, data_of, input_versions, logged_spaces, pinned
+from pipelines.errors import CallbackError, CheckpointError, TrainingError, cause_of
+from pipelines.evaluation import Evaluation, EvaluationTask, check_videos, record_videos
+from pipelines.offline_data import input_versions, logged_spaces
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
+from pipelines.run_start import (
+    check_same_policy,
+    local_folder,
+    made_up_name,
+    pinned_rows,
+    storage_of,
+)
 from pipelines.tracing import RunLog, Trace, lake_of, next_session, open_lake, write_policy
-from pipelines.training import TrainTask, pick_device, plan_for
+from pipelines.training import (
+    TrainTask,
+    callback_specs,
+    driver_callbacks,
+    pick_device,
+    plan_for,
+)
 from rl_ops.env_id import NO_ENV
 from rl_ops.policy import Policy, Weights
 
@@ -66,16 +76,19 @@ class Pipeline:
     ) -> None:
         started_at = time.time() if started_at is None else started_at
         checkpoint = Checkpoint(resume) if resume is not None else None
-        folder = _local_folder(storage or _storage_of(checkpoint) or DEFAULT_STORAGE)
-        self._data, config = _pinned(config, folder)
+        folder = local_folder(storage or storage_of(checkpoint) or DEFAULT_STORAGE)
+        self._data, config = pinned_rows(config, folder)
         self.config = config
-        self.run_id = check_run_id(name or _made_up_name(config, checkpoint))
+        self.run_id = check_run_id(name or made_up_name(config, checkpoint))
         spaces = None
         if self._data is not None and config.is_offline and config.env.id == NO_ENV:
             spaces = logged_spaces(self._data)
+        self._callbacks = driver_callbacks(callback_specs(config))
         self._plan = plan_for(config, run_id=self.run_id, spaces=spaces)
+        if config.evaluation.videos:
+            check_videos(self._plan.rollout.env)
         if checkpoint is not None:
-            _check_same_policy(checkpoint, self._plan.policy.to_json())
+            check_same_policy(checkpoint, self._plan.policy.to_json())
         going_on = checkpoint is not None and checkpoint.state["run_id"] == self.run_id
         self._iteration = checkpoint.state["loop"]["iteration"] if checkpoint else 0
         if config.trace.enabled:
@@ -99,6 +112,12 @@ class Pipeline:
         self._hold: int | None = self._version
         self._closed = self._failed = False
         self._failure: str | None = None
+        self._stop_asked: str | None = None
+        try:
+            self._tell("on_start")
+        except BaseException:
+            self.close()
+            raise
 
     def _begin(
         self,
@@ -252,6 +271,9 @@ class Pipeline:
         self._version, self._iteration = result["policy_version"], result["training_iteration"]
         self._last = result
         result |= self._evaluations(ended=result["stopped_by"] is not None)
+        for failure in failures:
+            self._tell("on_failure", failure)
+        self._tell_result(result)
         period = self.config.checkpoint.period_iterations
         ended = result["stopped_by"] is not None and self.config.checkpoint.at_end
         due = ended or (period is not None and self._iteration % period == 0)
@@ -266,12 +288,35 @@ class Pipeline:
             self.save()
         return result
 
+    def _tell(self, moment: str, *arguments: Any) -> dict[str, float]:
+        """Tell callbacks; what they raise is why the run failed."""
+        try:
+            return self._callbacks.tell(moment, self, *arguments)
+        except CallbackError as error:
+            self._failure = self._failure or str(error)
+            raise
+
+    def _tell_result(self, result: Result) -> None:
+        """Tell callbacks of a result, and end the run where one of them wants that."""
+        try:
+            figures = self._tell("on_result", result)
+            result |= {f"custom/{name}": value for name, value in figures.items()}
+        except StopTraining as stop:
+            self._stop_asked = str(stop) or "a callback"
+        if self._stop_asked is not None and result["stopped_by"] is None:
+            # The learner may be ahead; the run ends with the last iteration that it is at.
+            self._hold = self._backend.allow(self._version)
+            if self._hold is None or self._hold <= self._version:
+                result["stopped_by"] = self._stop_asked
+
     def _evaluations(self, *, ended: bool) -> dict[str, Any]:
         """Figures of the evaluation due at this iteration, or of one that ended meanwhile."""
         config = self.config.evaluation
         found: dict[str, Any] = {}
         period = config.period_iterations
         due = period is not None and self._iteration % period == 0
+        if due:
+            self._film()
         if due and not config.parallel:
             found = self.evaluate()
         if config.parallel:
@@ -283,8 +328,13 @@ class Pipeline:
             if done is not None:
                 version, evaluation = done
                 self._log_evaluation(evaluation, self._evaluation_task(version=version))
-                found = {**evaluation.figures(), "policy_version": version}
+                found = self._told_evaluation(evaluation, version)
         return {f"evaluation/{key}": value for key, value in found.items()}
+
+    def _told_evaluation(self, evaluation: Evaluation, version: int) -> dict[str, Any]:
+        """Its figures, with those that callbacks add."""
+        found: dict[str, Any] = {**evaluation.figures(), "policy_version": version}
+        return found | self._tell("on_evaluation", found)
 
     def evaluate(self, *, num_episodes: int | None = None, seed: int | None = None) -> Result:
         """Evaluate the newest version, in a dataflow of its own.
@@ -297,7 +347,20 @@ class Pipeline:
         task = self._evaluation_task(num_episodes, seed)
         evaluation = self._backend.evaluate(task)
         self._log_evaluation(evaluation, task)
-        return Result({**evaluation.figures(), "policy_version": self._version})
+        return Result(self._told_evaluation(evaluation, self._version))
+
+    def _film(self) -> None:
+        """Film the newest version, if that is wanted and it was not yet."""
+        folder, task = self.folder.path / "videos" / str(self._version), self._evaluation_task()
+        if self.config.evaluation.videos and not folder.exists():
+            record_videos(
+                Policy(task.policy, self._backend.weights()),
+                task.env,
+                folder=folder,
+                episodes=self.config.evaluation.videos,
+                seed=task.seed,
+                explore=task.explore,
+            )
 
     def _log_evaluation(self, evaluation: Evaluation, task: EvaluationTask) -> None:
         if self._log is not None:
@@ -350,6 +413,7 @@ class Pipeline:
             self._log.checkpoint(written)
         if path is None:
             self._prune()
+        self._tell("on_checkpoint", written)
         return written
 
     def _prune(self) -> None:
@@ -393,11 +457,14 @@ class Pipeline:
             self._failure = self._failure or str(error)
             raise
         finally:
+            done = self._last is not None and self._last["stopped_by"] is not None
+            status = "failed" if self._failure else ("finished" if done else "stopped")
             if self._log is not None:
-                done = self._last is not None and self._last["stopped_by"] is not None
-                status = "failed" if self._failure else ("finished" if done else "stopped")
                 self._log.failures(failures)
                 self._log.ended(status, self._failure)
+            for failure in failures:
+                self._tell("on_failure", failure)
+            self._tell("on_end", status, self._failure)
 
     def _give_ray_back(self) -> None:
         if self._owns_ray:
@@ -429,64 +496,3 @@ class PipelinePolicy(Policy):
         if hasattr(self, "_backend"):  # not yet, when the base class is made
             self._backend.command_learner("set_weights", weights)
         super().set_weights(weights)
-
-
-def _local_folder(storage: str | os.PathLike[str]) -> Path:
-    if "://" in str(storage):
-        raise StorageError(
-            f"storage {storage} is no local folder, as runs' folders have to be; give one, and "
-            "trace.lake=s3://bucket/prefix to log to a lake in an object store"
-        )
-    return Path(storage).expanduser()
-
-
-def _pinned(config: AlgorithmConfig, storage: Path) -> tuple[DataTask | None, AlgorithmConfig]:
-    """The logged rows that a run learns from, and its configuration with their version."""
-    data = data_of(config)
-    if data is None:
-        return None, config
-    lake = lake_of(config.trace, storage) if data.lake is None else Storage.at(data.lake)
-    task = pinned(data, lake)
-    if config.env.id == NO_ENV and config.evaluation.period_iterations is not None:
-        what = f"env is {NO_ENV!r}, so there is nothing to evaluate in"
-        raise ConfigError(Problem("evaluation.period_iterations", what, "leave it out"))
-    version = {"offline.version": task.spec.version, "offline.timestamp": None}
-    return task, config.with_overrides(version)
-
-
-def _made_up_name(config: AlgorithmConfig, checkpoint: Checkpoint | None) -> str:
-    if checkpoint is not None:
-        return str(checkpoint.state["run_id"])
-    env = "".join(ch if ch.isalnum() or ch in "-_." else "-" for ch in config.env.id)
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    return f"{config.algo}-{env}-{stamp}-{uuid.uuid4().hex[:6]}"
-
-
-def _storage_of(checkpoint: Checkpoint | None) -> Path | None:
-    """The storage of the run whose checkpoint it is; None where it lies in no run's folder."""
-    if checkpoint is None:
-        return None
-    path = checkpoint.path.absolute()
-    run = path.parent.parent
-    is_run = path.parent.name == "checkpoints" and (run / "params.json").is_file()
-    return run.parent if is_run else None
-
-
-def _check_same_policy(checkpoint: Checkpoint, spec: dict[str, Any]) -> None:
-    # Through JSON, where tuples are lists, as they were saved.
-    saved, here = _flat(checkpoint.state["policy"]), _flat(json.loads(json.dumps(spec)))
-    problems = [
-        f"{key}: checkpoint {saved.get(key)}, here {here.get(key)}"
-        for key in sorted({*saved, *here})
-        if saved.get(key) != here.get(key)
-    ]
-    if problems:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} is of another policy: " + "; ".join(problems)
-        )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {k: v for key, part in tree.items() for k, v in _flat(part, f"{prefix}{key}.").items()}

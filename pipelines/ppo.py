@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from pipelines.config import OnPolicyConfig, PositiveInt, Schedule
+from pipelines.config import OnPolicyConfig
+from pipelines.config_base import PositiveInt, Schedule
 from pipelines.dataflow import Dataflow, Rollouts
 from pipelines.on_policy import ActorCriticLearner, advantages
 from rl_ops import columns as c

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipelines.config import Group, PositiveInt
+from pipelines.config_base import Group, PositiveInt
 from rl_ops.model_spec import Atoms, QSpec
 
 

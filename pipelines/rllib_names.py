@@ -182,7 +182,7 @@ RLLIB_NAMES: dict[str, str] = {
     "min_time_s_per_iteration": _ITERATION,
     "min_train_timesteps_per_iteration": _ITERATION,
     "min_sample_timesteps_per_iteration": _ITERATION,
-    "callbacks_class": "loop over pipeline.stream() and act on each result",
+    "callbacks_class": "callbacks: ['module:Class'], a subclass of pipelines.Callbacks",
     # Several agents, offline data
     "policies": _NO_MULTI_AGENT,
     "policy_mapping_fn": _NO_MULTI_AGENT,

@@ -11,14 +11,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from pipelines.config import (
-    ModelConfig,
-    OffPolicyConfig,
-    OptimConfig,
-    PositiveInt,
-    RolloutConfig,
-    Schedule,
-)
+from pipelines.config import ModelConfig, OffPolicyConfig, OptimConfig, RolloutConfig
+from pipelines.config_base import PositiveInt, Schedule
 from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.noise_config import NoiseConfig
 from pipelines.off_policy import (

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipelines.config import Group, OffPolicyConfig, Schedule
+from pipelines.config import OffPolicyConfig
+from pipelines.config_base import Group, Schedule
 from pipelines.off_policy import Follower, ReplayLearner, follower_of
 from pipelines.statistics import new_moments
 from rl_ops.distributions import Categorical

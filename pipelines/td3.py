@@ -13,13 +13,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from pipelines.config import (
-    ModelConfig,
-    OffPolicyConfig,
-    OptimConfig,
-    PositiveInt,
-    RolloutConfig,
-)
+from pipelines.config import ModelConfig, OffPolicyConfig, OptimConfig, RolloutConfig
+from pipelines.config_base import PositiveInt
 from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.noise_config import NoiseConfig
 from pipelines.off_policy import (

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from pipelines.config import ConnectorsConfig, PositiveInt
+from pipelines.config import ConnectorsConfig
+from pipelines.config_base import PositiveInt
 from pipelines.dataflow import Dataflow
 from pipelines.logged import Critics, LoggedConfig, logged
 from pipelines.noise_config import NoiseConfig

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from pipelines.config import ModelConfig, OffPolicyConfig, OptimConfig, PositiveInt, RolloutConfig
+from pipelines.config import ModelConfig, OffPolicyConfig, OptimConfig, RolloutConfig
+from pipelines.config_base import PositiveInt
 from pipelines.dataflow import Dataflow, Rollouts, source_of
 from pipelines.off_policy import (
     TRANSITION,

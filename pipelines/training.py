@@ -1,5 +1,6 @@
 """A plan's learner and its loop, from nothing or from a checkpoint; used with Ray and without."""
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ import torch
 from offline.validation import rejected_rows
 from pipelines import ALGORITHMS
 from pipelines.batch_reader import BatchReader
+from pipelines.callbacks import CallbackSpec, DriverCallbacks
 from pipelines.checkpoint import Checkpoint, write_checkpoint
 from pipelines.config import AlgorithmConfig, OffPolicyConfig
 from pipelines.config_errors import ConfigError, Problem
-from pipelines.dataflow import Plan, make_plan
+from pipelines.dataflow import Dataflow, LakeSource, Plan, make_plan, with_then
 from pipelines.errors import CheckpointError
 from pipelines.learn import EpisodeWindow, Flow, LearnLoop, Reached
 from pipelines.memory_state import Origins, load_memory, save_memory
@@ -59,10 +61,41 @@ def plan_for(config: AlgorithmConfig, *, run_id: str, spaces: Spaces | None = No
 
     Raises:
         UnknownEnvError, SpecError, ColumnError: what does not fit.
+        ConfigError: callbacks that cannot be made.
     """
     dataflow = importlib.import_module(ALGORITHMS[config.algo][0]).dataflow(config)
+    dataflow = observed(dataflow, callback_specs(config))
     policy = policy_spec(config, dataflow.policy, dataflow.source.act, spaces)
     return make_plan(config, dataflow, rollout_spec(config, policy, run_id=run_id))
+
+
+def callback_specs(config: AlgorithmConfig) -> tuple[CallbackSpec, ...]:
+    """The callbacks that a configuration names."""
+    return tuple(CallbackSpec(each.path, each.kwargs) for each in config.callbacks)
+
+
+def driver_callbacks(specs: Sequence[CallbackSpec]) -> DriverCallbacks:
+    """Instances for the driver.
+
+    Raises:
+        ConfigError: one of them cannot be made.
+    """
+    for number, spec in enumerate(specs):
+        try:
+            spec.make()
+        except ValueError as error:
+            fix = "name a class as module:Class, from the working directory or an installed package"
+            raise ConfigError(Problem(f"callbacks.{number}", str(error), fix)) from error
+    return DriverCallbacks(specs)
+
+
+def observed(dataflow: Dataflow, specs: Sequence[CallbackSpec]) -> Dataflow:
+    """The dataflow with the operator that tells callbacks of fragments, where some want to know."""
+    observer = driver_callbacks(specs).observer(specs)
+    source = dataflow.source
+    if not observer or isinstance(source, LakeSource):
+        return dataflow
+    return dataclasses.replace(dataflow, source=with_then(source, (*source.then, *observer)))
 
 
 def pick_device(plan: Plan) -> torch.device:

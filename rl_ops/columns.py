@@ -59,6 +59,8 @@ SAMPLED_AT: Final = "sampled_at"
 EPISODE_RETURN: Final = "episode_return"
 """Undiscounted return of the whole episode; null but on its last row, and there if aborted."""
 EPISODE_LENGTH: Final = "episode_length"
+CUSTOM_METRICS: Final = "custom_metrics"
+"""What callbacks said of a fragment, on its first row: JSON, a list of objects of numbers."""
 
 ADVANTAGE: Final = "advantage"
 VALUE_TARGET: Final = "value_target"

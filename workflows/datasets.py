@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import click
 from pydantic import Field
 
-from pipelines.config import AlgorithmConfig, Group
+from pipelines.config import AlgorithmConfig
+from pipelines.config_base import Group
 from pipelines.config_errors import ConfigError, Problem
 from pipelines.config_files import load_config_file
 from pipelines.loading import Layer, build_config, file_layer

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import pytest
 from pydantic import ValidationError
 
-from pipelines.config import AlgorithmConfig, Group, OnPolicyConfig, OptimConfig
+from pipelines.config import AlgorithmConfig, OnPolicyConfig, OptimConfig
+from pipelines.config_base import Group
 from pipelines.config_schema import fields_of
 
 

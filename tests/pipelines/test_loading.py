@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from pipelines.config import Group, OnPolicyConfig, OptimConfig, RolloutConfig, Schedule
+from pipelines.config import OnPolicyConfig, OptimConfig, RolloutConfig
+from pipelines.config_base import Group, Schedule
 from pipelines.loading import (
     ConfigError,
     Layer,

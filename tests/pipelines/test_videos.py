@@ -6,6 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
+from pipelines import PPOConfig
+from pipelines.config_errors import ConfigError
 from pipelines.evaluation import record_videos
 from rl_ops.envs import EnvSpec, make_env
 from rl_ops.policy import Policy
@@ -75,3 +77,27 @@ def test_without_the_video_extra_the_message_says_what_to_install(
     env = env_spec("CartPole-v1")
     with pytest.raises(ValueError, match=r"moviepy is not installed; pip install 'millrace\[video"):
         record_videos(cartpole_policy(env), env, folder=tmp_path, episodes=1, seed=0)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_evaluations_in_training_are_filmed(tmp_path: Path, parallel: bool) -> None:
+    config = PPOConfig(
+        env="CartPole-v1",
+        rollout={"num_envs": 4, "fragment_steps": 16},
+        evaluation={
+            **{"period_iterations": 2, "episodes": 2, "videos": 1, "parallel": parallel},
+        },
+        stop={"training_iteration": 4},
+    )
+    with config.build(storage=tmp_path, name="r", debug=True) as pipeline:
+        list(pipeline.stream())
+    found = sorted((tmp_path / "r" / "videos").rglob("*.mp4"))
+    assert [path.parent.name for path in found] == ["2", "4"]
+    assert all(len(frames_of(path)) > 5 for path in found)
+
+
+def test_what_cannot_be_filmed_is_refused_before_the_run_starts(tmp_path: Path) -> None:
+    config = PPOConfig(env="tests.envs:count", evaluation={"period_iterations": 1, "videos": 1})
+    with pytest.raises(ConfigError, match=r"evaluation\.videos"):
+        config.build(storage=tmp_path / "s", name="r", debug=True)
+    assert not (tmp_path / "s").exists()
