@@ -164,10 +164,6 @@ class CallbackConfig(Group):
     """Keyword arguments of the class."""
 
 
-def _callback_from_path(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
 class EvaluationConfig(Group):
     """Evaluation during training, as a dataflow of its own pinned to one version."""
 
@@ -287,7 +283,7 @@ class AlgorithmConfig(Group):
     reporting: ReportingConfig = ReportingConfig()
     faults: FaultsConfig = FaultsConfig()
     trace: TraceConfig = TraceConfig()
-    callbacks: tuple[Annotated[CallbackConfig, BeforeValidator(_callback_from_path)], ...] = ()
+    callbacks: tuple[str | CallbackConfig, ...] = ()
     """Told of the run's moments: paths `module:Class`, or groups with `path` and `kwargs`."""
     stop: StopConfig = StopConfig()
 

@@ -71,7 +71,10 @@ def plan_for(config: AlgorithmConfig, *, run_id: str, spaces: Spaces | None = No
 
 def callback_specs(config: AlgorithmConfig) -> tuple[CallbackSpec, ...]:
     """The callbacks that a configuration names."""
-    return tuple(CallbackSpec(each.path, each.kwargs) for each in config.callbacks)
+    return tuple(
+        CallbackSpec(each) if isinstance(each, str) else CallbackSpec(each.path, each.kwargs)
+        for each in config.callbacks
+    )
 
 
 def driver_callbacks(specs: Sequence[CallbackSpec]) -> DriverCallbacks:
