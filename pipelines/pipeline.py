@@ -20,6 +20,7 @@ from pipelines.config import AlgorithmConfig
 from pipelines.errors import CallbackError, CheckpointError, TrainingError, cause_of
 from pipelines.evaluation import Evaluation, EvaluationTask, check_videos, record_videos
 from pipelines.offline_data import input_versions, logged_spaces
+from pipelines.own_code import own_code
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
@@ -174,7 +175,8 @@ class Pipeline:
             return LocalBackend(task)
         from pipelines.ray_session import start_ray
 
-        self._owns_ray = start_ray(address=ray_address)
+        ships = own_code(self.config) if ray_address is not None else None
+        self._owns_ray = start_ray(address=ray_address, ships=ships)
         # Not before Ray is up: it may be starting in a thread, and two threads that import parts of
         # ray side by side find each other's half-made modules.
         from pipelines.ray_backend import RayBackend, check_room

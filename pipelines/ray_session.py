@@ -7,6 +7,7 @@ import threading
 import warnings
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 # Read by Ray's processes when they start; docs/decisions.md says what each was measured to save.
 _SETTINGS = {
@@ -18,6 +19,9 @@ _SETTINGS = {
     # Errors of its core that Ray recovers from go to its log files, not to the user's terminal.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+
+_NOT_SHIPPED = (".git", ".venv", "venv", "**/__pycache__", "ray_results", "lake")
+"""Of a working directory, beside what its .gitignore leaves out."""
 
 _started: Future[bool] | None = None
 
@@ -49,7 +53,7 @@ def ray_is_up() -> bool:
     return bool(ray.is_initialized())
 
 
-def start_ray(*, address: str | None = None) -> bool:
+def start_ray(*, address: str | None = None, ships: Path | None = None) -> bool:
     """Connect to Ray, starting a local one where none is.
 
     A local one has as many logical CPUs as the machine has cores, and none of the service processes
@@ -57,18 +61,19 @@ def start_ray(*, address: str | None = None) -> bool:
 
     Args:
         address: of a cluster; None starts or joins a local one.
+        ships: folder with code of the user's own, which the cluster's nodes are to have.
 
     Returns:
         Whether this call (or `start_ray_soon`) started or joined it, and so should shut it down.
     """
     global _started
     if _started is None or address is not None:
-        return _start(address)
+        return _start(address, ships)
     future, _started = _started, None
     return future.result()
 
 
-def _start(address: str | None) -> bool:
+def _start(address: str | None, ships: Path | None = None) -> bool:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -78,7 +83,12 @@ def _start(address: str | None) -> bool:
     if ray.is_initialized():
         return False
     if address is not None:
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            runtime_env=None if ships is None else runtime_env(ships),
+        )
         return True
     with warnings.catch_warnings(), lean_head():
         warnings.simplefilter("ignore", FutureWarning)
@@ -94,6 +104,13 @@ def _start(address: str | None) -> bool:
     lean_data()
     _hide_token()
     return True
+
+
+def runtime_env(folder: Path) -> dict[str, Any] | None:
+    """What starts workers in a copy of a folder; None where a Ray job has done so already."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+        return None
+    return {"working_dir": str(folder), "excludes": list(_NOT_SHIPPED)}
 
 
 def _hide_token() -> None:

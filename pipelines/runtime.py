@@ -10,6 +10,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.data.block import BlockMetadataWithSchema
 from ray.train import DataConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.coordinator import Coordinator
 from pipelines.dataflow import Plan
@@ -36,8 +37,10 @@ def start_coordinator(plan: Plan, *, name: str, start_version: int, incarnation:
         start_version=start_version,
         budget=start_version,
     )
+    # Beside the driver, whose end is the run's: elsewhere a lost node would be the end of it, too.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=10_000)(Coordinator)
-    return actor.options(name=f"millrace/{name}").remote(
+    return actor.options(name=f"millrace/{name}", scheduling_strategy=here).remote(
         flow, ranks=max(1, config.learner.num_workers), incarnation=incarnation
     )
 
@@ -54,7 +57,7 @@ def _rollouts(plan: Plan, coordinator: Any, *, rank: int) -> Dataset:
     config = plan.config
     ranks = max(1, config.learner.num_workers)
     resources = config.resources
-    # Ray Data would otherwise restart workers and retry tasks for ever.
+    # Ray Data would otherwise restart workers for ever.
     restarts = config.faults.max_worker_restarts
     return tickets(MAX_TICKETS).map_batches(
         RolloutWorker,
@@ -74,7 +77,9 @@ def _rollouts(plan: Plan, coordinator: Any, *, rank: int) -> Dataset:
         ),
         resources=resources.rollout_custom or None,
         max_restarts=restarts,
-        max_task_retries=restarts,
+        # As often as it takes: while a lost node is not yet known to be lost, retries go by in
+        # milliseconds. What bounds them is that a worker is restarted so often and no more.
+        max_task_retries=-1,
     )
 
 
