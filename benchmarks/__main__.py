@@ -5,7 +5,7 @@ import signal
 import sys
 from types import FrameType
 
-from benchmarks import comparison, debug_yardstick, offline, overhead, trace_cost
+from benchmarks import comparison, debug_yardstick, offline, overhead, sweep, trace_cost
 from benchmarks.peers import environments
 from benchmarks.workloads import WORKLOADS
 
@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
         about = f"{workload.title}, ours beside the peers"
         comparison.add_arguments(commands.add_parser(workload.name, help=about), workload)
     offline.add_arguments(commands.add_parser("offline", help=offline.__doc__))
+    sweep.add_arguments(commands.add_parser("sweep", help=sweep.__doc__))
     overhead.add_arguments(commands.add_parser("overhead", help=overhead.__doc__))
     debug_yardstick.add_arguments(commands.add_parser("debug", help=debug_yardstick.__doc__))
     trace_cost.add_arguments(commands.add_parser("trace", help=trace_cost.__doc__))
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     run = {
         "offline": offline.main,
+        "sweep": sweep.main,
         "overhead": overhead.main,
         "debug": debug_yardstick.main,
         "trace": trace_cost.main,

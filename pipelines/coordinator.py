@@ -103,6 +103,7 @@ class Coordinator:
         self._stopped = False
         self._failure: tuple[str, str] | None = None
         self._seats: dict[str, Seat] = {}
+        self._by_worker: dict[int, Seat] = {}
         self._left: dict[int, int] = {}
         self._restarts = 0
         self._incarnation = incarnation
@@ -127,8 +128,9 @@ class Coordinator:
         if not free:
             raise RuntimeError(f"rank {rank} has {len(mine)} rollout workers and got one more")
         first = first_incarnation(self._incarnation)
-        self._seats[actor_id] = Seat(free[0], self._left.get(free[0], first))
-        return self._seats[actor_id]
+        seat = Seat(free[0], self._left.get(free[0], first))
+        self._seats[actor_id] = self._by_worker[seat.worker_id] = seat
+        return seat
 
     async def vacate(self, rank: int) -> None:
         """Free the seats of a rank whose stream ended: the workers of the next will want them."""
@@ -162,7 +164,7 @@ class Coordinator:
             self._aborted[worker_id, incarnation] = report["aborted_episodes"]
             self._rollout_s += report["fragment_s"]
             self._failures += report["failures"]
-        seat = next(seat for seat in self._seats.values() if seat.worker_id == worker_id)
+        seat = self._by_worker[worker_id]
         async with self._changed:
             while True:
                 # Who claims for a worker that died is nobody: it must take no command.
