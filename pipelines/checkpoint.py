@@ -217,6 +217,11 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     Raises:
         CheckpointError: it is missing, incomplete or altered.
     """
+    # Imports pyarrow's file systems; a policy on disk needs none.
+    if str(path).startswith("s3://"):
+        from pipelines.remote import fetched
+
+        path = fetched(path)
     checkpoint = Checkpoint(path)
     return Policy(checkpoint.policy, checkpoint.weights())
 

@@ -10,6 +10,7 @@ from offline.lake import Lake
 from offline.storage import Storage
 from pipelines.checkpoint import Checkpoint
 from pipelines.evaluation import Evaluation, EvaluationTask
+from pipelines.remote import address_of
 from pipelines.tracing import EvaluationRows, rows_to_tables
 from rl_ops import columns as c
 
@@ -61,7 +62,7 @@ def log_evaluation(
     run_id, session = checkpoint.state["run_id"], checkpoint.state["loop"]["incarnation"]
     evaluation_id = f"{run_id}/evaluate/{name or uuid.uuid4().hex[:12]}"
     rows = EvaluationRows.of(
-        found, task, evaluation_id=evaluation_id, checkpoint=str(checkpoint.path)
+        found, task, evaluation_id=evaluation_id, checkpoint=address_of(checkpoint.path)
     )
     own = {c.RUN_ID: run_id, s.SESSION: session}
     tables = rows_to_tables(

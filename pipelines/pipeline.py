@@ -21,6 +21,8 @@ from pipelines.errors import CallbackError, CheckpointError, TrainingError, caus
 from pipelines.evaluation import Evaluation, EvaluationTask, check_videos, record_videos
 from pipelines.offline_data import input_versions, logged_spaces
 from pipelines.own_code import own_code
+from pipelines.pipeline_policy import PipelinePolicy as PipelinePolicy
+from pipelines.remote import address_of, fetched, mirror_of
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
 from pipelines.run_folder import RunFolder, check_run_id
@@ -29,6 +31,7 @@ from pipelines.run_start import (
     local_folder,
     made_up_name,
     pinned_rows,
+    prepare,
     storage_of,
 )
 from pipelines.tracing import RunLog, Trace, lake_of, next_session, open_lake, write_policy
@@ -40,7 +43,7 @@ from pipelines.training import (
     plan_for,
 )
 from rl_ops.env_id import NO_ENV
-from rl_ops.policy import Policy, Weights
+from rl_ops.policy import Policy
 
 DEFAULT_STORAGE = "~/ray_results"
 
@@ -76,7 +79,7 @@ class Pipeline:
         started_at: float | None = None,
     ) -> None:
         started_at = time.time() if started_at is None else started_at
-        checkpoint = Checkpoint(resume) if resume is not None else None
+        checkpoint = Checkpoint(fetched(resume)) if resume is not None else None
         folder = local_folder(storage or storage_of(checkpoint) or DEFAULT_STORAGE)
         self._data, config = pinned_rows(config, folder)
         self.config = config
@@ -94,9 +97,11 @@ class Pipeline:
         self._iteration = checkpoint.state["loop"]["iteration"] if checkpoint else 0
         if config.trace.enabled:
             lake_of(config.trace, folder)  # a bad address is not written down anywhere
-        self.folder = RunFolder(
-            folder, self.run_id, resume_at=self._iteration if going_on else None
-        )
+        resume_at = self._iteration if going_on else None
+        self._mirror = mirror_of(folder, self.run_id)
+        if self._mirror is not None:
+            prepare(self._mirror, resume_at=resume_at)
+        self.folder = RunFolder(folder, self.run_id, resume_at=resume_at)
         self.folder.write_start(config.model_dump(mode="json"), self._plan.describe())
         self._version = checkpoint.state["learner"]["version"] if checkpoint else 0
         self._log: RunLog | None = None
@@ -205,6 +210,7 @@ class Pipeline:
         """
         from pipelines import config_class
 
+        path = fetched(path)
         checkpoint = Checkpoint(path)
         config = config_class(checkpoint.config["algo"]).model_validate(checkpoint.config)
         return cls(config, resume=path, **options)
@@ -269,9 +275,8 @@ class Pipeline:
             self._failure = str(error)
             raise
         failures = told.pop("failures")
-        result = Result({"run_id": self.run_id, **told})
+        result = self._last = Result({"run_id": self.run_id, **told})
         self._version, self._iteration = result["policy_version"], result["training_iteration"]
-        self._last = result
         result |= self._evaluations(ended=result["stopped_by"] is not None)
         for failure in failures:
             self._tell("on_failure", failure)
@@ -280,12 +285,14 @@ class Pipeline:
         ended = result["stopped_by"] is not None and self.config.checkpoint.at_end
         due = ended or (period is not None and self._iteration % period == 0)
         if due:
-            result["checkpoint"] = str(self.folder.checkpoints / str(self._iteration))
+            result["checkpoint"] = address_of(self.folder.checkpoints / str(self._iteration))
         # Before the checkpoint: one that is there has every result up to its own in the files.
         self.folder.write_result(result, tensorboard=self.config.reporting.tensorboard)
         if self._log is not None:
             self._log.result(result)
             self._log.failures(failures)
+        if self._mirror is not None:
+            self._mirror.push()
         if due:
             self.save()
         return result
@@ -335,7 +342,7 @@ class Pipeline:
 
     def _told_evaluation(self, evaluation: Evaluation, version: int) -> dict[str, Any]:
         """Its figures, with those that callbacks add."""
-        found: dict[str, Any] = {**evaluation.figures(), "policy_version": version}
+        found = {**evaluation.figures(), "policy_version": version}
         return found | self._tell("on_evaluation", found)
 
     def evaluate(self, *, num_episodes: int | None = None, seed: int | None = None) -> Result:
@@ -411,6 +418,9 @@ class Pipeline:
                 return folder
             raise CheckpointError(f"{folder} exists already; choose another path")
         written = Path(self._backend.command_learner("save", str(folder)))
+        if self._mirror is not None and path is None:
+            self._mirror.push(now=True)
+            self._mirror.push_checkpoint(written)
         if self._log is not None:
             self._log.checkpoint(written)
         if path is None:
@@ -424,6 +434,8 @@ class Pipeline:
             return
         for old in numbered(self.folder.checkpoints)[:-keep]:
             shutil.rmtree(old)
+        if self._mirror is not None:
+            self._mirror.prune(keep)
 
     def get_policy(self) -> "PipelinePolicy":
         """The policy as of the newest version."""
@@ -447,6 +459,8 @@ class Pipeline:
         finally:
             self.folder.close()
             self._give_ray_back()
+            if self._mirror is not None:
+                self._mirror.push(now=True)
 
     def _end_session(self) -> None:
         """Stop the dataflow, and log how it ended and what failed on the way."""
@@ -484,17 +498,3 @@ class Pipeline:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class PipelinePolicy(Policy):
-    """A run's policy; setting its weights publishes a new version to learner and rollouts."""
-
-    def __init__(self, spec: Any, backend: Backend) -> None:
-        super().__init__(spec, backend.weights())
-        self._backend = backend
-
-    def set_weights(self, weights: Weights) -> None:
-        """Act with `weights`, here and in the run."""
-        if hasattr(self, "_backend"):  # not yet, when the base class is made
-            self._backend.command_learner("set_weights", weights)
-        super().set_weights(weights)

@@ -213,6 +213,16 @@ def _free(path: Path) -> Path:
     return candidate
 
 
+def check_unlocked(path: Path) -> None:
+    """See that nobody writes a run.
+
+    Raises:
+        RunExistsError: a process does.
+    """
+    if path.is_dir():
+        os.close(_lock(path))
+
+
 def _lock(path: Path) -> int:
     """Hold `path`/.lock until the process ends, however it ends."""
     import fcntl

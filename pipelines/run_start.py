@@ -11,24 +11,50 @@ from offline.storage import Storage
 from pipelines.checkpoint import Checkpoint
 from pipelines.config import AlgorithmConfig
 from pipelines.config_errors import ConfigError, Problem
-from pipelines.errors import CheckpointError, StorageError
+from pipelines.errors import CheckpointError, RunExistsError, StorageError
 from pipelines.offline_data import DataTask, data_of, pinned
+from pipelines.remote import Mirror, address_of, folder_for, is_address
+from pipelines.run_folder import check_unlocked
 from pipelines.tracing import lake_of
 from rl_ops.env_id import NO_ENV
 
 
 def local_folder(storage: str | os.PathLike[str]) -> Path:
-    """The folder of runs.
+    """The folder of runs, or the one that stands for an address.
 
     Raises:
-        StorageError: it is an address.
+        StorageError: it is an address of another kind.
+        LakeError: it is no good address.
     """
+    if is_address(storage):
+        return folder_for(str(storage))
     if "://" in str(storage):
-        raise StorageError(
-            f"storage {storage} is no local folder, as runs' folders have to be; give one, and "
-            "trace.lake=s3://bucket/prefix to log to a lake in an object store"
-        )
+        raise StorageError(f"storage {storage} is neither a folder nor s3://bucket/prefix")
     return Path(storage).expanduser()
+
+
+def prepare(mirror: Mirror, *, resume_at: int | None) -> None:
+    """Make the folder of a run what the object store has of it.
+
+    Args:
+        mirror: of the run.
+        resume_at: iteration of the checkpoint that it goes on from, which is here; None for a
+            new run.
+
+    Raises:
+        RunExistsError: a run of that name is there already, or is running on this machine.
+    """
+    if resume_at is not None:
+        check_unlocked(mirror.folder)
+        mirror.fetch(resume_at)
+        mirror.set_aside(resume_at)
+        return
+    if mirror.exists():
+        raise RunExistsError(
+            f"{mirror.address} exists already: another run has that name. Choose another --name, "
+            f"or go on with it by --resume {mirror.run_id}"
+        )
+    mirror.begin_anew()
 
 
 def pinned_rows(config: AlgorithmConfig, storage: Path) -> tuple[DataTask | None, AlgorithmConfig]:
@@ -54,14 +80,14 @@ def made_up_name(config: AlgorithmConfig, checkpoint: Checkpoint | None) -> str:
     return f"{config.algo}-{env}-{stamp}-{uuid.uuid4().hex[:6]}"
 
 
-def storage_of(checkpoint: Checkpoint | None) -> Path | None:
+def storage_of(checkpoint: Checkpoint | None) -> str | None:
     """The storage of the run whose checkpoint it is; None where it lies in no run's folder."""
     if checkpoint is None:
         return None
     path = checkpoint.path.absolute()
     run = path.parent.parent
     is_run = path.parent.name == "checkpoints" and (run / "params.json").is_file()
-    return run.parent if is_run else None
+    return address_of(run.parent) if is_run else None
 
 
 def check_same_policy(checkpoint: Checkpoint, spec: dict[str, Any]) -> None:

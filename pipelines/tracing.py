@@ -20,6 +20,7 @@ from pipelines import provenance
 from pipelines.checkpoint import Checkpoint, read_state
 from pipelines.config import TraceConfig
 from pipelines.evaluation import Evaluation, EvaluationTask
+from pipelines.remote import address_of
 from rl_ops import columns as c
 from rl_ops.spaces import space_to_json
 
@@ -49,7 +50,7 @@ class Trace:
 
 def lake_of(config: TraceConfig, storage: Path) -> Storage:
     """The lake that a configuration names."""
-    return Storage.at(config.lake if config.lake is not None else storage / "lake")
+    return Storage.at(config.lake if config.lake is not None else address_of(storage / "lake"))
 
 
 def write_policy(config: TraceConfig) -> WritePolicy:
@@ -301,7 +302,7 @@ def checkpoint_row(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     return {
         s.SESSION: lake["session"],
         "checkpoint_id": state["loop"]["iteration"],
-        s.PATH: str(path),
+        s.PATH: address_of(path),
         s.SHA256: _manifest_sha256(path),
         c.POLICY_VERSION: learner["version"],
         s.ENV_STEPS: learner["env_steps"],

@@ -8,7 +8,7 @@ import click
 
 from workflows.exits import BAD_INPUT, Failure, is_ours
 from workflows.logs import verbosity_options
-from workflows.options import json_option, storage_option, storage_problem
+from workflows.options import json_option, runs_option, storage_problem
 
 if TYPE_CHECKING:
     from pipelines.checkpoint import Checkpoint
@@ -42,7 +42,7 @@ def _video_dir(_: click.Context, __: click.Parameter, value: str | None) -> Path
 )
 @click.option("--no-log", is_flag=True, help="Do not add the episodes to the run's lake.")
 @click.option("--video-dir", metavar="D", callback=_video_dir, help="Write a video per episode.")
-@storage_option
+@runs_option
 @json_option
 @verbosity_options
 @click.pass_context
@@ -53,6 +53,7 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
     """
     # Import numpy, pyarrow and gymnasium; torch only where the network is no MLP.
     from pipelines.checkpoint import Checkpoint
+    from pipelines.remote import address_of
     from rl_ops.policy import Policy
     from workflows.output import json_line, stdout_alone
     from workflows.runs import locate
@@ -72,11 +73,11 @@ def evaluate(ctx: click.Context, /, **given: Any) -> None:
         logged = log_to_lake(checkpoint, found, task, name=given["name"])
     if given["as_json"]:
         figures = {**found.figures(), "returns": found.returns, "lengths": found.lengths}
-        about = {"checkpoint": str(located.path), "env": env.id}
+        about = {"checkpoint": address_of(located.path), "env": env.id}
         record = {**about, **figures, "videos": videos, "logged": logged}
         click.echo(json_line(record))
         return
-    click.echo(f"checkpoint {located.path}")
+    click.echo(f"checkpoint {address_of(located.path)}")
     click.echo(text_of(env.id, found, each=ctx.meta["verbosity"] > 0))
     for video in videos:
         click.echo(f"video      {video}")

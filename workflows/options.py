@@ -66,6 +66,16 @@ def storage_option(command: F) -> F:
     )(command)
 
 
+def runs_option(command: F) -> F:
+    """Add --storage; the command gets a Path, which may stand for an address, or None."""
+    return click.option(
+        "--storage",
+        metavar="DIR|s3://...",
+        callback=_runs,
+        help=f"Where runs live.  [default: {DEFAULT_STORAGE}]",
+    )(command)
+
+
 def lake_storage_option(command: F) -> F:
     """Add --storage; the command gets the `offline.storage.Storage` of the lake there."""
     return click.option(
@@ -105,7 +115,7 @@ def train_options(command: F) -> F:
         click.option(
             "--seed", type=click.IntRange(0, 2**31 - 1), metavar="N", help="Of all that is random."
         ),
-        storage_option,
+        runs_option,
         click.option(
             "--name", metavar="N", callback=_name, help="Of the run; by default one is made up."
         ),
@@ -162,6 +172,19 @@ def _lake(_: click.Context, __: click.Parameter, value: str | None) -> "Storage"
         raise click.BadParameter(str(error)) from None
 
 
+def _runs(ctx: click.Context, option: click.Parameter, value: str | None) -> Path | None:
+    if value is None or not value.lower().startswith("s3://"):
+        return _storage(ctx, option, value)
+    # Imports pyarrow, which a folder needs later.
+    from offline.errors import LakeError
+    from pipelines.remote import folder_for
+
+    try:
+        return folder_for(value)
+    except LakeError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _storage(_: click.Context, __: click.Parameter, value: str | None) -> Path | None:
     if value is None:
         return None
@@ -184,8 +207,7 @@ def refuse_address(storage: str) -> None:
     scheme, separator, _ = storage.partition("://")
     if separator:
         raise click.BadParameter(
-            f"runs' folders are local, and {scheme}:// is none; give a folder, and "
-            "--set trace.lake=s3://bucket/prefix to log to a lake in an object store",
+            f"this command needs a folder of this machine, and {scheme}:// is none",
             param_hint="--storage",
         )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.checkpoint import latest_checkpoint, numbered, verify_checkpoint
 from pipelines.errors import CheckpointError
+from pipelines.remote import address_of, fetched, is_address, mirror_of
 from workflows.options import storage_folder
 
 
@@ -27,13 +28,14 @@ def locate(given: str, storage: Path | None) -> Located:
     """The checkpoint that a user names.
 
     Args:
-        given: a checkpoint's folder, a run's folder, or a run id under `storage`.
+        given: a checkpoint's folder, a run's folder, the s3:// address of either, or a run id
+            under `storage`.
         storage: of --storage; None takes the default.
 
     Raises:
         CheckpointError: there is none, or no whole one; says what there is.
     """
-    path = _named(given)
+    path = _elsewhere(given, storage) or _named(given)
     return Located(path) if path is not None else newest_whole(_run_folder(given, storage))
 
 
@@ -65,6 +67,13 @@ def locate_all(given: str, storage: Path | None) -> list[Located]:
     if not whole:
         return [newest_whole(run)]  # says why there is none
     return [*map(Located, whole[:-1]), Located(whole[-1], tuple(skipped))]
+
+
+def _elsewhere(given: str, storage: Path | None) -> Path | None:
+    """A checkpoint in an object store, copied here; None where it is none's name."""
+    if storage is not None and "/" not in given and mirror_of(storage, given) is not None:
+        given = f"{address_of(storage)}/{given}"
+    return fetched(given) if is_address(given) else None
 
 
 def _named(given: str) -> Path | None:

@@ -145,7 +145,7 @@ class Training:
             click.echo(f"warning: {reason}", err=True)
         for path in pipeline.folder.set_aside:
             click.echo(f"warning: a later checkpoint is now {path}", err=True)
-        click.echo(f"resuming {pipeline.run_id} from {located.path}", err=True)
+        click.echo(f"resuming {pipeline.run_id} from {_called(located.path)}", err=True)
 
     def _follow(self, pipeline: "Pipeline") -> None:
         reporter = self._reporter(pipeline)
@@ -161,8 +161,10 @@ class Training:
             reporter.close()
         stopped = self.stop.signal is not None
         wanted = stopped or pipeline.config.checkpoint.at_end
-        checkpoint = pipeline.save() if wanted else last.get("checkpoint")
-        self._summarize(pipeline, last, None if checkpoint is None else Path(checkpoint))
+        written = pipeline.save() if wanted else last.get("checkpoint")
+        # By its number: a result names it by its address, which may be elsewhere.
+        path = None if written is None else pipeline.folder.checkpoints / Path(written).name
+        self._summarize(pipeline, last, path)
 
     def _reporter(self, pipeline: "Pipeline") -> Reporter:
         from pipelines.config_errors import printable
@@ -171,7 +173,7 @@ class Training:
         title = f"{config.algo} on {printable(config.env.id)}"
         if not self.request.as_json:
             # Before the first result, which takes seconds: the learner and workers are starting.
-            click.echo(f"{title}: {pipeline.folder.path}")
+            click.echo(f"{title}: {_called(pipeline.folder.path)}")
         reporter = reporter_for(self.out, as_json=self.request.as_json, title=title)
         self.stop.on_abrupt_end = reporter.close
         return reporter
@@ -184,10 +186,10 @@ class Training:
         stopped_by = self.stop.signal.name if self.stop.signal else last.get("stopped_by")
         summary = {
             "run_id": pipeline.run_id,
-            "folder": str(pipeline.folder.path),
+            "folder": _called(pipeline.folder.path),
             "stopped_by": stopped_by,
             "lake": _lake_line(pipeline, last, checkpoint),
-            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "checkpoint": None if checkpoint is None else _called(checkpoint),
             "evaluate": None if checkpoint is None else self._evaluate_command(checkpoint),
             "resume": self._resume_command(pipeline) if self.stop.signal else None,
         }
@@ -200,7 +202,7 @@ class Training:
     def _failure(self, error: Exception, pipeline: "Pipeline") -> str:
         from pipelines.checkpoint import numbered
 
-        lines = [f"Error: the run failed: {error}", f"folder     {pipeline.folder.path}"]
+        lines = [f"Error: the run failed: {error}", f"folder     {_called(pipeline.folder.path)}"]
         if self.request.debug and error.__cause__ is not None:
             lines.insert(0, "".join(traceback.format_exception(error.__cause__)).rstrip())
         if numbered(pipeline.folder.checkpoints):
@@ -210,7 +212,7 @@ class Training:
     def _evaluate_command(self, checkpoint: Path) -> str:
         from workflows.runs import shell
 
-        return shell([*self.start.command, "evaluate", checkpoint, "--episodes", "10"])
+        return shell([*self.start.command, "evaluate", _called(checkpoint), "--episodes", "10"])
 
     def _resume_command(self, pipeline: "Pipeline") -> str:
         from workflows.runs import shell
@@ -218,10 +220,16 @@ class Training:
         words = [*self.start.command, "train", "--resume", pipeline.run_id]
         parent = pipeline.folder.path.parent
         if parent != storage_folder(None):
-            words += ["--storage", str(parent)]
+            words += ["--storage", _called(parent)]
         if self.request.ray_address is not None:
             words += ["--ray-address", self.request.ray_address]
         return shell([*words, *(["--debug"] if self.request.debug else [])])
+
+
+def _called(path: Path) -> str:
+    from pipelines.remote import address_of
+
+    return address_of(path)
 
 
 def _lake_line(pipeline: "Pipeline", last: dict[str, Any], checkpoint: Path | None) -> str | None:

@@ -131,6 +131,6 @@ def test_evaluating_changes_nothing_of_the_training(tmp_path):
 def test_storage_at_an_address_is_refused_instead_of_made_a_local_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = PPOConfig(env="CartPole-v1")
-    with pytest.raises(StorageError, match="s3://bucket/runs is no local folder"):
-        Pipeline(config, storage="s3://bucket/runs", debug=True)
+    with pytest.raises(StorageError, match="gs://bucket/runs is neither a folder nor s3"):
+        Pipeline(config, storage="gs://bucket/runs", debug=True)
     assert not list(tmp_path.iterdir())

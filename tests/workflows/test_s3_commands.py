@@ -6,7 +6,7 @@ import click
 import pytest
 
 from tests.offline.s3_kit import BUCKET, address_of, assert_no_secret, set_environment
-from workflows.cli import COMMANDS, cli
+from workflows.cli import cli
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +92,44 @@ def test_an_evaluation_is_logged_there(trained, s3, millrace) -> None:
     assert json.loads(result.stdout)["logged"]
 
 
-@pytest.mark.parametrize("words", [["train", "ppo", "--env", "CartPole-v1"], ["evaluate", "run"]])
-def test_runs_in_an_object_store_are_refused_with_what_to_do(millrace, words) -> None:
-    result = millrace(*words, "--storage", "s3://bucket/runs")
+def test_a_run_in_an_object_store_is_trained_evaluated_and_resumed_by_its_name(
+    s3, s3_folder, millrace, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr("workflows.train.prestart", lambda **_: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    at = ("--storage", s3_folder)
+    small = ("--set", "rollout.num_envs=4", "--set", "rollout.fragment_steps=16", "--debug")
+    words = ("train", "ppo", "--env", "CartPole-v1", "--name", "r", *small, *at)
+    done = millrace(*words, "--stop", '{"training_iteration": 2}')
+    assert done.exit_code == 0, done.output
+    assert f"checkpoint {s3_folder}/r/checkpoints/2" in done.output
+    assert f"evaluate {s3_folder}/r/checkpoints/2 --episodes 10" in done.output
+    assert f"lake       {s3_folder}/lake (" in done.output
+    assert_no_secret(done.output)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    for given in (("r", *at), (f"{s3_folder}/r/checkpoints/2",)):
+        done = millrace("evaluate", *given, "--episodes", "2", "--json")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["checkpoint"] == f"{s3_folder}/r/checkpoints/2"
+        assert found["logged"]
+    stop = ("--stop", '{"training_iteration": 3}')
+    done = millrace("train", "--resume", "r", "--debug", *at, *stop)
+    assert done.exit_code == 0, done.output
+    assert f"resuming r from {s3_folder}/r/checkpoints/2" in done.output
+    assert f"checkpoint {s3_folder}/r/checkpoints/3" in done.output
+    query = "SELECT checkpoint, count(*) AS n FROM evaluations GROUP BY ALL"
+    done = millrace("sql", query, "--format", "json", *at)
+    assert json.loads(done.stdout) == {"checkpoint": f"{s3_folder}/r/checkpoints/2", "n": 2}
+    done = millrace("evaluate", "nonesuch", *at)
+    assert done.exit_code == 2
+    assert f"there is no run at {s3_folder}/nonesuch" in done.output
+
+
+def test_commands_that_need_a_folder_say_so(millrace) -> None:
+    result = millrace("collect", "r", "--storage", "s3://bucket/runs")
     assert result.exit_code == 2
-    assert "runs' folders are local" in result.output
-    assert "--set trace.lake=s3://" in result.output
+    assert "needs a folder of this machine, and s3:// is none" in result.output
 
 
 @pytest.mark.parametrize(
@@ -136,6 +168,7 @@ def test_every_command_that_takes_a_storage_says_which_kinds(millrace) -> None:
         yield from ((path, p) for p in command.params if p.name == "storage")
 
     kinds = {path: option.metavar for path, option in options(cli, ())}
-    of_lakes = {"sql", "traces", "lineage", "lake", "import", "export", "validate", "ope", "select"}
-    assert of_lakes <= set(COMMANDS)
-    assert all((kind == "DIR|s3://...") == (path[0] in of_lakes) for path, kind in kinds.items())
+    anywhere = {"sql", "traces", "lineage", "lake", "import", "export", "validate", "ope", "select"}
+    anywhere |= {"train", "evaluate", "report", ("example", "run")}
+    for path, kind in kinds.items():
+        assert (kind == "DIR|s3://...") == (path[0] in anywhere or path in anywhere), path
