@@ -171,3 +171,31 @@ def test_quick_a_sweep_that_was_killed_goes_on_and_logs_no_step_twice(tmp_path):
         "SELECT count(*) - count(DISTINCT (run_id, session, episode_id, t)) AS n FROM steps"
     )
     assert doubles["n"].to_pylist() == [0]
+
+
+def test_mlflow_and_wandb_get_every_trial(tmp_path):
+    for name in ("mlflow", "wandb"):
+        pytest.importorskip(name, reason="an extra that is not installed for tests")
+    import mlflow
+
+    path, storage = write(tmp_path, "loggers: [mlflow, wandb]\n"), tmp_path / "storage"
+    words = [sys.executable, "-m", "workflows", "sweep", str(path), "--name", "s", "--json"]
+    # Their processes have the environment of the Ray that the command starts.
+    env = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [*words, "--storage", str(storage)],
+        cwd=ROOT,
+        env=env | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    client = mlflow.MlflowClient(f"sqlite:///{storage}/s/mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "s")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.params["seed"] for run in runs) == ["0", "1"]
+    returns = {run.data.metrics["episode_return_mean"] for run in runs}
+    assert returns == {trial["metrics"]["episode_return_mean"] for trial in found["trials"]}
+    assert len(list((storage / "s" / "tune").rglob("offline-run-*"))) == 2

@@ -104,12 +104,14 @@ class Running:
 
     def _trial(self) -> Any:
         spec, config = self.sweep.spec, self.sweep.check()
+        worst = -math.inf if spec.mode == "max" else math.inf
+        compares = spec.scheduler is not None or spec.search.optuna is not None
         kind = trainable(
             spec.algo,
             storage=self.storage,
             checkpoint_period=spec.checkpoint_period,
             base=self.sweep.base,
-            absent={spec.metric: -math.inf if spec.mode == "max" else math.inf},
+            absent={spec.metric: worst} if compares else {},
         )
         gpus = config.resources.learner_gpus if config is not None else 0.0
         return tune.with_resources(kind, {"cpu": 1, **({"gpu": gpus} if gpus else {})})
@@ -135,7 +137,10 @@ class Running:
                 storage_path=str(self.record.folder / TUNE),
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
-                callbacks=[Watcher(self.record, self.show), *_loggers(spec.loggers)],
+                callbacks=[
+                    Watcher(self.record, self.show),
+                    *_loggers(spec.loggers, self.record.folder),
+                ],
                 verbose=0,
             ),
         )
@@ -237,7 +242,8 @@ def _mutations(domain: Any) -> Any:
     return list(value) if domain.kind in ("grid", "choice") else domain.to_tune()
 
 
-def _loggers(names: list[Any]) -> list[Any]:
+def _loggers(names: list[Any], folder: Path) -> list[Any]:
+    """Tune's callbacks; MLflow's and W&B's files are the sweep's unless variables say else."""
     from ray.tune.logger import TBXLoggerCallback
 
     found: list[Any] = []
@@ -248,12 +254,15 @@ def _loggers(names: list[Any]) -> list[Any]:
             _require("mlflow", "mlflow")
             from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-            found.append(MLflowLoggerCallback())
+            here = f"sqlite:///{(folder / 'mlflow.db').absolute()}"
+            uri = os.environ.get("MLFLOW_TRACKING_URI") or here
+            found.append(MLflowLoggerCallback(tracking_uri=uri, experiment_name=folder.name))
         else:
             _require("wandb", "wandb")
             from ray.air.integrations.wandb import WandbLoggerCallback
 
-            found.append(WandbLoggerCallback(project="millrace"))
+            project = os.environ.get("WANDB_PROJECT") or "millrace"
+            found.append(WandbLoggerCallback(project=project, group=folder.name))
     return found
 
 
