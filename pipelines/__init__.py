@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipelines.pipeline import Pipeline as Pipeline
     from pipelines.ppo import PPOConfig as PPOConfig
     from pipelines.sac import SACConfig as SACConfig
+    from pipelines.serving import export_policy as export_policy
     from pipelines.td3 import TD3Config as TD3Config
     from pipelines.td3_bc import TD3BCConfig as TD3BCConfig
     from pipelines.tqc import TQCConfig as TQCConfig
@@ -55,6 +56,7 @@ _EXPORTS = {
     "Callbacks": "pipelines.callbacks",
     "Pipeline": "pipelines.pipeline",
     "StopTraining": "pipelines.callbacks",
+    "export_policy": "pipelines.serving",
     "load_policy": "pipelines.checkpoint",
     "trainable": "pipelines.tune_trial",
 }

@@ -104,10 +104,10 @@ class _Choices(ABC):
 
     def _logits(self, params: ArrayT) -> ArrayT:
         """[K, N, B], contiguous in numpy; a factor of fewer choices is padded."""
-        require_shape("params", params, (len(params), self.param_size))
+        require_shape("params", params, (params.shape[0], self.param_size))
         factors, xp = self._factors, array_namespace(params)
         if min(factors) == max(factors):
-            logits_KNB = params.T.reshape(len(factors), factors[0], len(params))
+            logits_KNB = params.T.reshape(len(factors), factors[0], params.shape[0])
         else:
             source_KN, exists_KN1 = (xp.asarray(x, device=params.device) for x in self._padding)
             logits_KNB = _fill(exists_KN1, params.T[source_KN], xp.finfo(params.dtype).min)

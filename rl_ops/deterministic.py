@@ -58,9 +58,9 @@ class Deterministic:
 
     def mode(self, params: ArrayT) -> ArrayT:
         """See `Distribution.mode`."""
-        require_shape("params", params, (len(params), self.size))
+        require_shape("params", params, (params.shape[0], self.size))
         action: ArrayT = array_namespace(params).tanh(params)
-        return action.reshape(len(params), *self._action_shape)
+        return action.reshape(params.shape[0], *self._action_shape)
 
     def logp(self, params: ArrayT, action: ArrayT) -> ArrayT:
         """There is none."""

@@ -125,7 +125,7 @@ class Joint:
         return _total([part.kl(p, q) for part, p, q in each])
 
     def _params(self, params: ArrayT) -> Sequence[ArrayT]:
-        require_shape("params", params, (len(params), self.param_size))
+        require_shape("params", params, (params.shape[0], self.param_size))
         return split_columns(params, [part.param_size for part in self.leaves])
 
     def _noise(self, noise: ArrayT, rows: int) -> Sequence[ArrayT]:

@@ -56,7 +56,7 @@ class _Diagonal:
         return (self.size,) if self.shape is None else self.shape
 
     def _shaped(self, x_BD: ArrayT) -> ArrayT:
-        return x_BD.reshape(len(x_BD), *self._action_shape)
+        return x_BD.reshape(x_BD.shape[0], *self._action_shape)
 
     def _flat(self, action: ArrayT, rows: int) -> ArrayT:
         require_shape("action", action, (rows, *self._action_shape))
@@ -64,7 +64,7 @@ class _Diagonal:
 
     def _moments(self, params: ArrayT) -> tuple[ArrayT, ArrayT]:
         """Mean and log_std, [B, D] each."""
-        require_shape("params", params, (len(params), 2 * self.size))
+        require_shape("params", params, (params.shape[0], 2 * self.size))
         mean_BD, log_std_BD = split_columns(params, (self.size, self.size))
         return mean_BD, log_std_BD
 

@@ -16,15 +16,17 @@ from rl_ops.tree import Tree, brief, space_leaves, space_map, tree_map_spaces
 Array = npt.NDArray[Any]
 
 # ITU-R BT.601 luma in 15-bit fixed point; they sum to 1 << 15, so greys stay what they are.
-_LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = 9798, 19235, 3735
+LUMA = _LUMA_RED, _LUMA_GREEN, _LUMA_BLUE = 9798, 19235, 3735
 
 
-def _is_image(space: Space) -> bool:
+def is_image(space: Space) -> bool:
+    """Whether a leaf holds uint8 images [H, W] or [H, W, C]."""
     return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
 
 
-def _is_rgb(space: Space) -> bool:
-    return _is_image(space) and len(space.shape) == 3 and space.shape[2] == 3
+def is_rgb(space: Space) -> bool:
+    """Whether a leaf holds uint8 images [H, W, 3]."""
+    return is_image(space) and len(space.shape) == 3 and space.shape[2] == 3
 
 
 def _map_images(
@@ -41,13 +43,13 @@ class GrayscaleObs:
     """RGB images [H, W, 3] to luma [H, W, 1], rounded; other leaves pass."""
 
     def output_space(self, space: Space) -> Space:
-        if not any(map(_is_rgb, space_leaves(space))):
+        if not any(map(is_rgb, space_leaves(space))):
             raise SpecError(f"GrayscaleObs: {brief(space)} has no uint8 image [H, W, 3].")
-        return _map_images(space, takes=_is_rgb, shape=lambda leaf: (*leaf.shape[:2], 1))
+        return _map_images(space, takes=is_rgb, shape=lambda leaf: (*leaf.shape[:2], 1))
 
     def __call__(self, obs: Tree, space: Space) -> Tree:
         def gray(leaf: Space, rgb: Array) -> Array:
-            if not _is_rgb(leaf):
+            if not is_rgb(leaf):
                 return rgb
             luma = rgb[..., 0] * np.uint32(_LUMA_RED)
             luma += rgb[..., 1] * np.uint32(_LUMA_GREEN)
@@ -76,20 +78,20 @@ class ResizeObs:
             raise ValueError(f"ResizeObs: {self.height} x {self.width} is not a size.")
 
     def output_space(self, space: Space) -> Space:
-        if not any(map(_is_image, space_leaves(space))):
+        if not any(map(is_image, space_leaves(space))):
             raise SpecError(f"ResizeObs: {brief(space)} has no uint8 image [H, W] or [H, W, C].")
         size = (self.height, self.width)
-        return _map_images(space, takes=_is_image, shape=lambda leaf: (*size, *leaf.shape[2:]))
+        return _map_images(space, takes=is_image, shape=lambda leaf: (*size, *leaf.shape[2:]))
 
     def __call__(self, obs: Tree, space: Space) -> Tree:
         def resize(leaf: Space, images: Array) -> Array:
-            return self._resize(images) if _is_image(leaf) else images
+            return self._resize(images) if is_image(leaf) else images
 
         return tree_map_spaces(resize, space, obs)
 
     def _resize(self, images: Array) -> Array:
         rows, height, width = images.shape[:3]
-        over_h, over_w = _overlaps(height, self.height), _overlaps(width, self.width)
+        over_h, over_w = overlaps(height, self.height), overlaps(width, self.width)
         area = over_h.total * over_w.total
         dtype = np.dtype(np.uint32 if 256 * area < 1 << 32 else np.uint64)
         channels = prod(images.shape[3:])
@@ -119,8 +121,11 @@ class _Overlaps:
 
 
 @cache
-def _overlaps(old: int, new: int) -> _Overlaps:
-    """Both lines are lcm(old, new) units long, so that every overlap is a whole number."""
+def overlaps(old: int, new: int) -> _Overlaps:
+    """What pixels of a line made `new` from `old` cover.
+
+    Both lines are lcm(old, new) units long, so that every overlap is a whole number.
+    """
     unit = gcd(old, new)
     old_size, new_size = new // unit, old // unit
     start = np.arange(new) * new_size

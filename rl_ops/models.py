@@ -100,7 +100,7 @@ class FreeParams(nn.Module):
     def _with_free(self, params: torch.Tensor) -> torch.Tensor:
         if not self._index:
             return params
-        rows = self.free_params.expand(len(params), -1)
+        rows = self.free_params.expand(params.shape[0], -1)
         return params.index_copy(1, torch.tensor(self._index, device=params.device), rows)
 
 
@@ -127,7 +127,7 @@ class MLPActorCritic(FreeParams):
 
     def forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Obs [B, *shape] → params [B, P], value [B] unless the actor is alone."""
-        x = obs.float().reshape(len(obs), self._obs_size)
+        x = obs.float().reshape(obs.shape[0], self._obs_size)
         if self.spec.obs_scale != 1.0:
             x = x * self.spec.obs_scale
         x = x.expand(self.spec.num_towers, -1, -1)

@@ -110,7 +110,7 @@ class QNetwork(nn.Module):
 
     def outputs(self, obs: torch.Tensor) -> torch.Tensor:
         """Obs [B, *shape] → [B, A, N]: logits of the fixed values, quantiles, or Q with N = 1."""
-        shape = len(obs), self.q.num_actions, self.q.num_atoms
+        shape = obs.shape[0], self.q.num_actions, self.q.num_atoms
         hidden = self._hidden(obs)
         advantage_BAN = self._run(self.advantage, hidden).view(shape)
         if self.value is None:
@@ -143,7 +143,7 @@ class QNetwork(nn.Module):
         if self.conv is not None:
             features: torch.Tensor = self.conv(obs)
             return features
-        x = obs.float().reshape(len(obs), math.prod(obs.shape[1:]))
+        x = obs.float().reshape(obs.shape[0], math.prod(obs.shape[1:]))
         return x if self.spec.obs_scale == 1.0 else x * self.spec.obs_scale
 
     def _hidden(self, obs: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["rllib-migration", "tutorial", "callbacks"]
+PAGES = ["rllib-migration", "tutorial", "callbacks", "serving"]
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[a-z]+)(?:: (?P<name>\S+))? -->\n)?```(?P<kind>\w+)\n(?P<body>.*?)```",
     re.DOTALL,

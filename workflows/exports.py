@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from workflows.conditions import condition
+from workflows.exits import BAD_INPUT, Failure
 from workflows.logs import verbosity_options
-from workflows.options import json_option, lake_storage_option
+from workflows.options import json_option, lake_storage_option, runs_option
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from offline.export_episodes import EpisodeQuery
     from offline.exporting import ExportReport, Write
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.group("export", short_help="Export episodes of the lake as other tools' files.")
+@click.group("export", short_help="Export episodes, or a policy, as other tools' files.")
 def export_data() -> None:
-    """Export whole episodes of the lake into a folder."""
+    """Export whole episodes of the lake into a folder, or a policy into a file."""
 
 
 def _export_options(command: F) -> F:
@@ -92,6 +95,38 @@ def csv(**given: Any) -> None:
     from offline.export_tabular import write_csv
 
     _run("csv", write_csv, given)
+
+
+@export_data.command(short_help="A checkpoint's policy, for torch.export or ONNX.")
+@click.argument("checkpoint")
+@click.argument("file", metavar="FILE.pt2|FILE.onnx")
+@runs_option
+@json_option
+@verbosity_options
+def policy(*, checkpoint: str, file: str, storage: "Path | None", as_json: bool) -> None:
+    """Export the policy of CHECKPOINT (folder, run id, or address) to FILE, connectors within.
+
+    The file needs neither Millrace nor Ray. It is compared with the policy before it gets its
+    name. `pip install 'millrace[onnx]'` for ONNX.
+    """
+    from pipelines.serving import ExportError, export_policy
+    from workflows.output import json_line
+    from workflows.runs import locate
+
+    located = locate(checkpoint, storage)
+    for reason in located.skipped:
+        click.echo(f"warning: {reason}", err=True)
+    try:
+        about = export_policy(located.path, file)
+    except ExportError as error:
+        raise Failure(f"Error: {error}", code=BAD_INPUT) from error
+    if as_json:
+        click.echo(json_line({"path": file, **about}))
+        return
+    click.echo(f"policy     {file}")
+    click.echo(f"checkpoint {about['checkpoint']}")
+    click.echo(f"inputs     {', '.join(about['inputs'])}")
+    click.echo(f"outputs    {', '.join(about['outputs'])}")
 
 
 def _run(format_: str, write: "Write", given: Mapping[str, Any]) -> None:

@@ -1,0 +1,44 @@
+"""`millrace export policy`: what it writes, says and refuses."""
+
+import pytest
+
+from pipelines import config_class
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    config = config_class("sac")(
+        env="Pendulum-v1", learning_starts_rows=32, rollout={"num_envs": 4, "fragment_steps": 16}
+    )
+    with config.build(storage=tmp_path_factory.mktemp("one"), name="r", debug=True) as pipeline:
+        pipeline.train()
+        return pipeline.save()
+
+
+def test_the_command_says_what_goes_in_and_out(millrace, one, tmp_path):
+    done = millrace("export", "policy", "r", tmp_path / "p.onnx", "--storage", one.parents[2])
+    assert done.exit_code == 0, done.output
+    assert "inputs     obs" in done.output
+    assert "outputs    action" in done.output
+    model = onnx.load(str(tmp_path / "p.onnx"))
+    onnx.checker.check_model(model)
+    assert model.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("r", "p.bin"), "ends neither in .pt2"),
+        (("nonesuch", "p.pt2"), "no run"),
+    ],
+)
+def test_what_cannot_be_is_refused(millrace, one, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    done = millrace("export", "policy", *words, "--storage", one.parents[2])
+    assert done.exit_code == 2
+    assert said in done.output
+    assert list(tmp_path.iterdir()) == []
