@@ -78,7 +78,11 @@ BAD = {
     "a name with a path": ([*TRAIN, "--name", "../up"], ["--name", "../up", "folder"]),
     "storage that is a file": ([*TRAIN, "--storage", "/dev/null"], ["--storage", "not a folder"]),
     "storage below a file": ([*TRAIN, "--storage", "/dev/null/x"], ["--storage", "not a folder"]),
-    "object storage": ([*TRAIN, "--storage", "s3://bucket/runs"], ["--storage", "s3://"]),
+    "object storage of another kind": (
+        [*TRAIN, "--storage", "gs://bucket/runs"],
+        ["--storage", "gs:// is none"],
+    ),
+    "an address without a bucket": ([*TRAIN, "--storage", "s3://"], ["names no bucket"]),
     "a seed below 0": ([*TRAIN, "--seed", "-1"], ["--seed"]),
     "RLlib's option": (
         ["train", "ppo", "--num-samples", "3"],
