@@ -291,3 +291,27 @@ def test_a_name_of_two_things_has_to_be_said_which(millrace, storage, tmp_path):
 def test_texts_that_are_too_long_do_not_make_the_page_long(page):
     assert len(HOSTILE * 400) > 10_000
     assert len(json.dumps(page("hostile"))) < 60_000
+
+
+def test_films_of_evaluations_are_in_the_page_as_far_as_there_is_room(millrace, tmp_path):
+    import base64
+
+    store = tmp_path / "s"
+    words = ["train", "ppo", "--env", "CartPole-v1", "--name", "r", "--storage", store, "--debug"]
+    words += ["--stop", '{"training_iteration": 2}', "--set", "evaluation.period_iterations=1"]
+    words += ["--set", "evaluation.videos=1", "--set", "evaluation.episodes=1"]
+    assert millrace(*words).exit_code == 0
+    paths = sorted((store / "r" / "videos").rglob("*.mp4"))
+    assert [path.parent.name for path in paths] == ["1", "2"]
+    found = {}
+    for room in ("3", "0"):
+        out = tmp_path / f"{room}.html"
+        done = millrace("report", "r", "--storage", store, "--out", out, "--video-mb", room)
+        assert done.exit_code == 0, done.output
+        (found[room],) = blocks(parse_embedded(out.read_text()), "videos", "videos")
+    names = [name for name, _ in found["3"]["films"]]
+    assert names == ["r 2/rl-video-episode-0.mp4", "r 1/rl-video-episode-0.mp4"]
+    start = "data:video/mp4;base64,"
+    assert base64.b64decode(found["3"]["films"][0][1].removeprefix(start)) == paths[1].read_bytes()
+    assert found["0"]["films"] == []
+    assert "2 more do not fit" in found["0"]["note"]
