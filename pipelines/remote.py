@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -149,12 +149,22 @@ class Mirror:
             which = "" if number is None else f" {number}"
             there = ", ".join(map(str, whole)) or "none"
             raise CheckpointError(f"{self.address} has no whole checkpoint{which}; it has {there}")
-        wanted = f"{_CHECKPOINTS}/{number}/"
-        for path, size in listed.items():
-            top = path.partition("/")[0]
-            if top != _CHECKPOINTS or path.startswith(wanted):
-                self._download(path, size)
+        for path in (path for path in listed if not path.startswith(f"{_CHECKPOINTS}/")):
+            self._write(path, self._read(path))
+        self._fetch_checkpoint(f"{_CHECKPOINTS}/{number}/", listed)
         return self.folder / _CHECKPOINTS / str(number)
+
+    def _fetch_checkpoint(self, start: str, listed: Mapping[str, int]) -> None:
+        """Copy a checkpoint here, unless it is here: its manifest has the sha256 of each file."""
+        manifest, here = self._read(start + _MANIFEST), self.folder / start
+        known = here / _MANIFEST
+        if known.is_file() and known.read_bytes() == manifest:
+            return
+        shutil.rmtree(here, ignore_errors=True)  # another run's of that name, or part of one
+        for path in (path for path in listed if path.startswith(start)):
+            if not path.endswith(f"/{_MANIFEST}"):
+                self._write(path, self._read(path))
+        self._write(start + _MANIFEST, manifest)
 
     def push(self, *, now: bool = False) -> None:
         """Copy files that changed there, but checkpoints: at once, or when it is time again."""
@@ -219,13 +229,13 @@ class Mirror:
         with _told(self._there, "writing"), self._root().open_output_stream(name) as stream:
             stream.write(path.read_bytes())
 
-    def _download(self, name: str, size: int) -> None:
-        path = self.folder / name
-        is_checkpoints = name.startswith(_CHECKPOINTS)
-        if is_checkpoints and path.is_file() and path.stat().st_size == size:
-            return  # verified by its sha256 when it is opened; never written twice
+    def _read(self, name: str) -> bytes:
         with _told(self._there, "reading"), self._root().open_input_stream(name) as stream:
-            data = stream.read()
+            data: bytes = stream.read()
+        return data
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         temporary.write_bytes(data)

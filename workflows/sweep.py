@@ -95,7 +95,13 @@ def _run(
     from workflows.output import stdout_alone
 
     storage.mkdir(parents=True, exist_ok=True)
-    owns_ray = start_ray(address=given["ray_address"])
+    ships = None
+    if given["ray_address"] is not None:
+        from pipelines.own_code import own_code
+
+        config = found.check()
+        ships = None if config is None else own_code(config)
+    owns_ray = start_ray(address=given["ray_address"], ships=ships)
     try:
         from workflows.sweeps.running import Running
 

@@ -162,6 +162,33 @@ def test_quick_training_as_a_ray_job(cluster: Any, home: Path, tmp_path: Path) -
     assert_every_row_once(tmp_path / "s")
 
 
+SWEEP = """\
+algo: ppo
+env: mine:make
+base:
+  rollout: {num_envs: 4, fragment_steps: 16}
+  minibatch_rows: 32
+  num_epochs: 1
+  callbacks: ["mine:Where"]
+sweep: {seed: {grid: [0, 1, 2]}}
+stop: {training_iteration: 2}
+"""
+
+
+def test_quick_a_sweep_over_a_cluster_has_the_users_code(
+    cluster: Any, home: Path, tmp_path: Path
+) -> None:
+    (home / "sweep.yaml").write_text(SWEEP)
+    words = [sys.executable, "-m", "workflows", "sweep", "sweep.yaml", "--name", "s", "--json"]
+    storage = ["--storage", str(tmp_path / "s"), "--ray-address", cluster.address]
+    run = start(home, [*words, *storage])
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0, err
+    found = json.loads(out.splitlines()[-1])
+    assert [trial["status"] for trial in found["trials"]] == ["terminated"] * 3
+    assert all(trial["metrics"]["custom/shipped_min"] == 1.0 for trial in found["trials"])
+
+
 def test_a_node_that_dies_is_replaced_and_no_row_is_lost(
     cluster: Any, home: Path, tmp_path: Path
 ) -> None:

@@ -134,6 +134,22 @@ def test_an_upload_that_was_cut_short_is_no_checkpoint(machine, s3_folder):
         fetched(f"{s3_folder}/r/checkpoints/4")
 
 
+def test_another_run_of_the_same_name_is_not_taken_for_what_was_fetched_before(machine, s3_folder):
+    train(s3_folder, 2, name="r")
+    before = load_policy(f"{s3_folder}/r").get_weights().module
+    root = Storage.at(s3_folder).filesystem()
+    for path in (path for path in listed(s3_folder) if path.startswith("r/")):
+        root.delete_file(path)
+    config = PPOConfig(**SMALL, seed=7, stop={"training_iteration": 2})
+    with config.build(storage=s3_folder, debug=True, name="r") as pipeline:
+        list(pipeline.stream())
+        wanted = pipeline.get_policy().get_weights().module
+    after = load_policy(f"{s3_folder}/r").get_weights().module
+    for name in before:
+        assert not (after[name] == before[name]).all()
+        assert (after[name] == wanted[name]).all()
+
+
 def test_an_altered_file_is_refused(machine, s3_folder):
     train(s3_folder, 2, name="r")
     machine()
