@@ -109,11 +109,11 @@ class CallbackSpec:
     path: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def make(self) -> Callbacks:
-        """A new instance.
+    def kind(self) -> type[Callbacks]:
+        """The class.
 
         Raises:
-            ValueError: there is no such class, it is none of callbacks, or refuses its arguments.
+            ValueError: there is no such class, or it is none of callbacks.
         """
         kind = load_object(self.path)
         if not (isinstance(kind, type) and issubclass(kind, Callbacks)):
@@ -121,15 +121,34 @@ class CallbackSpec:
                 f"{self.path!r} is no subclass of pipelines.callbacks.Callbacks, which has every "
                 "moment as a method to override"
             )
+        return kind
+
+    def make(self) -> Callbacks:
+        """A new instance.
+
+        Raises:
+            ValueError: as `kind`, or the class refuses its arguments.
+        """
         try:
-            return kind(**self.kwargs)
+            return self.kind()(**self.kwargs)
         except TypeError as error:
             raise ValueError(f"{self.path!r} cannot be made: {error}") from error
 
 
-def overrides(callbacks: Callbacks, moment: str) -> bool:
-    """Whether a moment is one that the callbacks want."""
-    return getattr(type(callbacks), moment) is not getattr(Callbacks, moment)
+def overrides(kind: type[Callbacks], moment: str) -> bool:
+    """Whether a moment is one that callbacks of a class want."""
+    return getattr(kind, moment) is not getattr(Callbacks, moment)
+
+
+def observers(specs: Sequence[CallbackSpec]) -> "tuple[Observe, ...]":
+    """The operator for rollout workers; none where nobody wants their moments.
+
+    Raises:
+        ValueError: a class is not there.
+    """
+    moments = ("on_episode_end", "on_fragment")
+    wanted = tuple(spec for spec in specs if any(overrides(spec.kind(), m) for m in moments))
+    return (Observe(wanted),) if wanted else ()
 
 
 @dataclass(frozen=True)
@@ -158,11 +177,11 @@ class Observe:
         """See `Operator`."""
         found: list[dict[str, float]] = []
         for path, callbacks in self._made:
-            if overrides(callbacks, "on_episode_end"):
+            if overrides(type(callbacks), "on_episode_end"):
                 for episode in ended_episodes(table):
                     given = _told(path, "on_episode_end", callbacks.on_episode_end, episode)
                     found += [given] if given else []
-            if overrides(callbacks, "on_fragment"):
+            if overrides(type(callbacks), "on_fragment"):
                 given = _told(path, "on_fragment", callbacks.on_fragment, table)
                 found += [given] if given else []
         values: list[str | None] = [None] * table.num_rows
@@ -218,15 +237,6 @@ class DriverCallbacks:
     def __init__(self, specs: Sequence[CallbackSpec]) -> None:
         self._made = [(spec.path, spec.make()) for spec in specs]
 
-    def observer(self, specs: Sequence[CallbackSpec]) -> tuple[Observe, ...]:
-        """The operator for rollout workers; none where nobody wants their moments."""
-        wanted = tuple(
-            spec
-            for spec, (_, callbacks) in zip(specs, self._made, strict=True)
-            if overrides(callbacks, "on_episode_end") or overrides(callbacks, "on_fragment")
-        )
-        return (Observe(wanted),) if wanted else ()
-
     def tell(self, moment: str, *arguments: Any) -> dict[str, float]:
         """Tell all who want to know; the figures that they gave.
 
@@ -237,7 +247,7 @@ class DriverCallbacks:
         figures: dict[str, float] = {}
         stop: StopTraining | None = None
         for path, callbacks in self._made:
-            if not overrides(callbacks, moment):
+            if not overrides(type(callbacks), moment):
                 continue
             try:
                 figures |= _told(path, moment, getattr(callbacks, moment), *arguments)

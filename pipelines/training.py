@@ -2,7 +2,8 @@
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from offline.validation import rejected_rows
 from pipelines import ALGORITHMS
 from pipelines.batch_reader import BatchReader
-from pipelines.callbacks import CallbackSpec, DriverCallbacks
+from pipelines.callbacks import CallbackSpec, DriverCallbacks, observers
 from pipelines.checkpoint import Checkpoint, write_checkpoint
 from pipelines.config import AlgorithmConfig, OffPolicyConfig
 from pipelines.config_errors import ConfigError, Problem
@@ -83,22 +84,30 @@ def driver_callbacks(specs: Sequence[CallbackSpec]) -> DriverCallbacks:
     Raises:
         ConfigError: one of them cannot be made.
     """
-    for number, spec in enumerate(specs):
-        try:
-            spec.make()
-        except ValueError as error:
-            fix = "name a class as module:Class, from the working directory or an installed package"
-            raise ConfigError(Problem(f"callbacks.{number}", str(error), fix)) from error
-    return DriverCallbacks(specs)
+    with _named_callbacks(specs):
+        return DriverCallbacks(specs)
 
 
 def observed(dataflow: Dataflow, specs: Sequence[CallbackSpec]) -> Dataflow:
     """The dataflow with the operator that tells callbacks of fragments, where some want to know."""
-    observer = driver_callbacks(specs).observer(specs)
+    with _named_callbacks(specs):
+        observe = observers(specs)
     source = dataflow.source
-    if not observer or isinstance(source, LakeSource):
+    if not observe or isinstance(source, LakeSource):
         return dataflow
-    return dataclasses.replace(dataflow, source=with_then(source, (*source.then, *observer)))
+    return dataclasses.replace(dataflow, source=with_then(source, (*source.then, *observe)))
+
+
+@contextmanager
+def _named_callbacks(specs: Sequence[CallbackSpec]) -> Iterator[None]:
+    """A class that is not there, or refuses its arguments, as an error of the configuration."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        number = next((i for i, spec in enumerate(specs) if repr(spec.path) in said), 0)
+        fix = "name a class as module:Class, from the working directory or an installed package"
+        raise ConfigError(Problem(f"callbacks.{number}", said, fix)) from error
 
 
 def pick_device(plan: Plan) -> torch.device:

@@ -12,6 +12,7 @@ import torch
 from gymnasium.spaces import Space
 from torch import nn
 
+from rl_ops import columns as c
 from rl_ops.action_connectors import ClipAction, RescaleAction, ShiftDiscrete
 from rl_ops.connectors import FlattenObs, FrameStackObs, OneHotObs
 from rl_ops.errors import SpecError
@@ -83,8 +84,8 @@ class ServedPolicy(nn.Module):
         if self._is_normalised:
             for name, values in (("obs_mean", weights.obs_mean), ("obs_std", weights.obs_std)):
                 self.register_buffer(name, torch.from_numpy(np.array(values)))
-        self.inputs = [*names_of("obs", spec.obs_space)]
-        self.outputs = [*names_of("action", spec.action_space)]
+        self.inputs = [*names_of(c.OBS, spec.obs_space)]
+        self.outputs = [*names_of(c.ACTION, spec.action_space)]
         stacks = [
             f"{name}_{i}" for i, space in self._stacked() for name in names_of("stack", space)
         ]
