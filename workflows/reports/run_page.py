@@ -131,7 +131,7 @@ def learning(runs: Sequence[RunData]) -> list[Block]:
     if chart := evaluations_chart(runs, x):
         blocks.append(chart)
     for key, title in (("episode_length_mean", "Length of episodes"), ("episodes", "Episodes")):
-        if lines := _lines(runs, key, x):
+        if lines := _told(_lines(runs, key, x)):
             blocks.append(Chart(title, lines, x_label=_label(x), y_label=_units(key)))
     return blocks
 
@@ -214,7 +214,7 @@ def _time(runs: Sequence[RunData]) -> list[Block]:
         ("grad_steps_per_s", "Gradient steps per second"),
         ("queue_fragments", "Fragments that wait for the learner"),
     ):
-        if lines := _lines(runs, key, "training_iteration"):
+        if lines := _told(_lines(runs, key, "training_iteration")):
             blocks.append(Chart(title, lines, x_label="training iteration", y_label=_units(key)))
     for run in runs[:_MANY]:
         stages = [key for key in sorted(run.metrics) if key.startswith("time/")]
@@ -225,10 +225,15 @@ def _time(runs: Sequence[RunData]) -> list[Block]:
             blocks.append(
                 Chart(title, lines, "training iteration", "s", "the learner's stages", stacked=True)
             )
-    if lines := _lines(runs, "time/rollout_s", "training_iteration"):
+    if lines := _told(_lines(runs, "time/rollout_s", "training_iteration")):
         title = "Seconds in which a fragment was sampled"
         blocks.append(Chart(title, lines, "training iteration", "s"))
     return blocks
+
+
+def _told(lines: list[Series]) -> list[Series]:
+    """Lines, unless all of them are 0 throughout: a run on logged rows takes no env steps."""
+    return lines if any(any(line.y) for line in lines) else []
 
 
 def _lines(runs: Sequence[RunData], key: str, x: str) -> list[Series]:

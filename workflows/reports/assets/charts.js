@@ -88,7 +88,9 @@ function drawChart(block, host, options) {
   const plot = new uPlot({
     width: Math.max(box.clientWidth, 220), height, bands, series: specs,
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
-    scales: { x: { time: block.time, distr: block.log_x ? 3 : 1 } },
+    // What is stacked is read from 0 on.
+    scales: { x: { time: block.time, distr: block.log_x ? 3 : 1 },
+      y: block.filled ? { range: (_, low, high) => [Math.min(low, 0), high > 0 ? high * 1.05 : 1] } : {} },
     legend: { show: false },
     cursor: { sync: options.sync ? { key: options.sync } : undefined, focus: { prox: options.legend === undefined ? 24 : -1 }, points: { size: 7 } },
     focus: { alpha: 0.35 },
