@@ -70,6 +70,9 @@ def test_a_sweep_over_versions_of_the_data_and_rates_is_compared_in_sql(tmp_path
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.timeout(240)
+# In one of six runs of the whole suite Tune's last result of a trial was 4 instead of 5; alone and
+# beside other work it never was (10 times). Nightly until that is understood.
+@pytest.mark.fault
 def test_a_trial_goes_on_from_anothers_checkpoint_with_settings_of_its_own(tmp_path):
     log_random("CartPole-v1", tmp_path, rows=300, name="data")
     base = {**SMALL, "offline": {"updates_per_iteration": 5}}
@@ -92,4 +95,5 @@ def test_a_trial_goes_on_from_anothers_checkpoint_with_settings_of_its_own(tmp_p
     ]
     assert origins  # one was cloned
     assert {origin["run_id"].partition("-")[0] for origin in origins} == {"sweep"}
-    assert [r.metrics["training_iteration"] for r in results] == [5, 5]
+    told = {str(path): path.read_text() for path in tmp_path.rglob("result.json")}
+    assert [r.metrics["training_iteration"] for r in results] == [5, 5], told

@@ -253,6 +253,8 @@ def process(*args: str, storage: Path) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"TMPDIR": str(storage)},
+        # Who starts tests in the background of a shell has it ignored, and so would children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
