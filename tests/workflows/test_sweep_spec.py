@@ -3,7 +3,7 @@
 import pytest
 
 from pipelines.config_errors import ConfigError
-from workflows.sweeps.spec import load_sweep
+from workflows.sweeps.spec import SweepSpec, load_sweep
 
 GOOD = """\
 algo: ppo
@@ -25,6 +25,16 @@ def refused(folder, text):
     with pytest.raises(ConfigError) as caught:
         load_sweep(path).check()
     return str(caught.value).replace(f"{path}:", "L")
+
+
+def test_what_a_clone_goes_on_from_is_kept_however_long_it_waits(tmp_path):
+    from workflows.sweeps.running import checkpoints_kept
+
+    base = {"algo": "ppo", "env": "CartPole-v1", "sweep": {"optim.lr": {"uniform": [0.1, 0.2]}}}
+    pbt = {"pbt": {"perturbation_interval": 1, "mutate": ["optim.lr"]}}
+    clones = SweepSpec.model_validate({**base, "scheduler": pbt, "checkpoint_period": 1})
+    assert checkpoints_kept(clones) is None
+    assert checkpoints_kept(SweepSpec.model_validate(base)) == 2
 
 
 def test_a_file_is_read_and_a_sample_of_each_combination_built(tmp_path):

@@ -16,7 +16,7 @@ from ray import tune
 
 from pipelines import trainable
 from pipelines.config_errors import ConfigError, Problem
-from workflows.sweeps.spec import Sweep
+from workflows.sweeps.spec import Sweep, SweepSpec
 from workflows.sweeps.trials import Record
 
 TUNE: Final = "tune"
@@ -136,7 +136,7 @@ class Running:
                 name=self.record.folder.name,
                 storage_path=str(self.record.folder / TUNE),
                 failure_config=tune.FailureConfig(max_failures=spec.max_failures),
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=checkpoints_kept(spec)),
                 callbacks=[
                     Watcher(self.record, self.show),
                     *_loggers(spec.loggers, self.record.folder),
@@ -235,6 +235,16 @@ class Watcher(tune.Callback):  # type: ignore[misc]
         self._noted = time.monotonic()
         self.record.note(trials)
         self.show(self.record)
+
+
+def checkpoints_kept(spec: SweepSpec) -> int | None:
+    """How many of a trial's copies Tune keeps; the runs' own are not touched.
+
+    All where trials are cloned: one that waits for a free core goes on from what the other had
+    when it was chosen, and that one has gone on and written others meanwhile.
+    """
+    clones = spec.scheduler is not None and spec.scheduler.pbt is not None
+    return None if clones else 2
 
 
 def _mutations(domain: Any) -> Any:
