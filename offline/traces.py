@@ -69,13 +69,18 @@ class EpisodeRow:
 
     @property
     def ending(self) -> str:
-        """How it ended, in one word or two; of evaluations no more is kept than that it did."""
-        if self.aborted:
-            return "aborted"
-        if self.terminated is None and self.truncated is None:
-            return "ended"
-        ends = [name for name in (c.TERMINATED, c.TRUNCATED) if getattr(self, name)]
-        return " ".join(ends) or "unfinished"
+        """How it ended, in one word or two."""
+        return ending_of(self.aborted, self.terminated, self.truncated)
+
+
+def ending_of(aborted: bool | None, terminated: bool | None, truncated: bool | None) -> str:
+    """How an episode ended; of evaluations no more is kept than that it did."""
+    if aborted:
+        return "aborted"
+    if terminated is None and truncated is None:
+        return "ended"
+    ends = {c.TERMINATED: terminated, c.TRUNCATED: truncated}
+    return " ".join(name for name, did in ends.items() if did) or "unfinished"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.config_errors import ConfigError, Problem
 from pipelines.errors import CallbackError
 from rl_ops import columns as c
 from rl_ops.object_path import load_object
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from pipelines.result import Result
 
 Figures = Mapping[str, float] | None
-T = TypeVar("T")
 
 
 class StopTraining(Exception):  # noqa: N818 - an ordinary end, not an error
@@ -104,20 +104,25 @@ class CallbackSpec:
     Attributes:
         path: "module:Class".
         kwargs: of the class.
+        where: in the configuration.
     """
 
     path: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    where: str = "callbacks"
 
     def kind(self) -> type[Callbacks]:
         """The class.
 
         Raises:
-            ValueError: there is no such class, or it is none of callbacks.
+            ConfigError: there is no such class, or it is none of callbacks.
         """
-        kind = load_object(self.path)
+        try:
+            kind = load_object(self.path)
+        except ValueError as error:
+            raise self._refused(str(error)) from error
         if not (isinstance(kind, type) and issubclass(kind, Callbacks)):
-            raise ValueError(
+            raise self._refused(
                 f"{self.path!r} is no subclass of pipelines.callbacks.Callbacks, which has every "
                 "moment as a method to override"
             )
@@ -127,12 +132,16 @@ class CallbackSpec:
         """A new instance.
 
         Raises:
-            ValueError: as `kind`, or the class refuses its arguments.
+            ConfigError: as `kind`, or the class refuses its arguments.
         """
         try:
             return self.kind()(**self.kwargs)
         except TypeError as error:
-            raise ValueError(f"{self.path!r} cannot be made: {error}") from error
+            raise self._refused(f"{self.path!r} cannot be made: {error}") from error
+
+    def _refused(self, what: str) -> ConfigError:
+        fix = "name a class as module:Class, from the working directory or an installed package"
+        return ConfigError(Problem(self.where, what, fix))
 
 
 def overrides(kind: type[Callbacks], moment: str) -> bool:
@@ -144,7 +153,7 @@ def observers(specs: Sequence[CallbackSpec]) -> "tuple[Observe, ...]":
     """The operator for rollout workers; none where nobody wants their moments.
 
     Raises:
-        ValueError: a class is not there.
+        ConfigError: a class is not there.
     """
     moments = ("on_episode_end", "on_fragment")
     wanted = tuple(spec for spec in specs if any(overrides(spec.kind(), m) for m in moments))
@@ -197,9 +206,11 @@ def ended_episodes(table: pa.Table) -> Iterator[EpisodeEnd]:
     if not len(ends):
         return
     ids = table.column(c.EPISODE_ID).to_numpy()
+    # Rows are env-major: those of an episode lie together.
+    starts = np.flatnonzero(np.append(True, ids[1:] != ids[:-1]))
     names = (c.EPISODE_LENGTH, c.TERMINATED, c.TRUNCATED, c.WORKER_ID, c.ENV_ID, c.POLICY_VERSION)
     for end in ends.tolist():
-        rows = np.flatnonzero(ids[: end + 1] == ids[end])
+        start = int(starts[np.searchsorted(starts, end, side="right") - 1])
         length, terminated, truncated, worker, env, version = (
             table.column(name)[end].as_py() for name in names
         )
@@ -212,7 +223,7 @@ def ended_episodes(table: pa.Table) -> Iterator[EpisodeEnd]:
             worker_id=int(worker),
             env_id=int(env),
             policy_version=int(version),
-            steps=table.take(rows),
+            steps=table.slice(start, end + 1 - start),
         )
 
 
@@ -231,7 +242,7 @@ class DriverCallbacks:
         specs: of the configuration.
 
     Raises:
-        ValueError: one cannot be made.
+        ConfigError: one cannot be made.
     """
 
     def __init__(self, specs: Sequence[CallbackSpec]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from offline.failpoints import fail_point
+from pipelines.address import is_address
 from pipelines.errors import CheckpointError, StorageError
 from rl_ops.policy import Policy, PolicySpec, Weights
 
@@ -218,7 +219,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         CheckpointError: it is missing, incomplete or altered.
     """
     # Imports pyarrow's file systems; a policy on disk needs none.
-    if str(path).startswith("s3://"):
+    if is_address(path):
         from pipelines.remote import fetched
 
         path = fetched(path)

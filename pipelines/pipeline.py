@@ -14,7 +14,7 @@ import torch
 
 from offline.errors import LakeError
 from pipelines.backend import Backend, LocalBackend
-from pipelines.callbacks import StopTraining
+from pipelines.callbacks import DriverCallbacks, StopTraining
 from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
 from pipelines.errors import CallbackError, CheckpointError, TrainingError, cause_of
@@ -38,7 +38,6 @@ from pipelines.tracing import RunLog, Trace, lake_of, next_session, open_lake, w
 from pipelines.training import (
     TrainTask,
     callback_specs,
-    driver_callbacks,
     pick_device,
     plan_for,
 )
@@ -87,7 +86,7 @@ class Pipeline:
         spaces = None
         if self._data is not None and config.is_offline and config.env.id == NO_ENV:
             spaces = logged_spaces(self._data)
-        self._callbacks = driver_callbacks(callback_specs(config))
+        self._callbacks = DriverCallbacks(callback_specs(config))
         self._plan = plan_for(config, run_id=self.run_id, spaces=spaces)
         if config.evaluation.videos:
             check_videos(self._plan.rollout.env)
@@ -360,8 +359,9 @@ class Pipeline:
 
     def _film(self) -> None:
         """Film the newest version, if that is wanted and it was not yet."""
-        folder, task = self.folder.path / "videos" / str(self._version), self._evaluation_task()
+        folder = self.folder.path / "videos" / str(self._version)
         if self.config.evaluation.videos and not folder.exists():
+            task = self._evaluation_task()
             record_videos(
                 Policy(task.policy, self._backend.weights()),
                 task.env,

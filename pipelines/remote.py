@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from offline.storage import Storage, explain
+from pipelines.address import is_address
 from pipelines.errors import CheckpointError
 
 _MARK: Final = ".millrace-address"
@@ -28,11 +29,6 @@ _NOT_COPIED: Final = (_CHECKPOINTS, "ray_train")
 _PERIOD_S: Final = 10.0
 _SHARE: Final = 0.02
 """Of a run's time, at most, that goes into copying its files between checkpoints."""
-
-
-def is_address(storage: str | os.PathLike[str]) -> bool:
-    """Whether it is the address of an object store."""
-    return str(storage).lower().startswith("s3://")
 
 
 def folder_for(uri: str, *, to: str = "write") -> Path:
@@ -124,7 +120,8 @@ class Mirror:
 
     def exists(self) -> bool:
         """Whether the run is there."""
-        return any(path == "params.json" for path, _ in self._listed())
+        with _told(self._there, "reading"):
+            return bool(self._root().get_file_info("params.json").type == fs.FileType.File)
 
     def begin_anew(self) -> None:
         """Forget what is here of a run that is not there (any more)."""
@@ -139,7 +136,7 @@ class Mirror:
         Raises:
             CheckpointError: there is no such run or checkpoint.
         """
-        listed = dict(self._listed())
+        listed = self._listed()
         if "params.json" not in listed:
             raise CheckpointError(f"there is no run at {self.address}")
         whole = numbers_of([path for path in listed if path.endswith(f"/{_MANIFEST}")])
@@ -154,7 +151,7 @@ class Mirror:
         self._fetch_checkpoint(f"{_CHECKPOINTS}/{number}/", listed)
         return self.folder / _CHECKPOINTS / str(number)
 
-    def _fetch_checkpoint(self, start: str, listed: Mapping[str, int]) -> None:
+    def _fetch_checkpoint(self, start: str, listed: Sequence[str]) -> None:
         """Copy a checkpoint here, unless it is here: its manifest has the sha256 of each file."""
         manifest, here = self._read(start + _MANIFEST), self.folder / start
         known = here / _MANIFEST
@@ -188,18 +185,21 @@ class Mirror:
 
     def prune(self, keep: int) -> None:
         """Remove all checkpoints there but the newest, each one's manifest first."""
-        for number in numbers_of([path for path, _ in self._listed()])[:-keep]:
-            self._move_checkpoint(number, None)
+        listed = self._listed(_CHECKPOINTS)
+        for number in numbers_of(listed)[:-keep]:
+            self._move_checkpoint(number, None, listed)
 
     def set_aside(self, after: int) -> None:
         """Rename checkpoints of later iterations than `after`, as `RunFolder` does here."""
-        for number in numbers_of([path for path, _ in self._listed()]):
+        listed = self._listed(_CHECKPOINTS)
+        for number in numbers_of(listed):
             if number > after:
-                self._move_checkpoint(number, f"{_CHECKPOINTS}/set-aside-{number}-{time.time_ns()}")
+                to = f"{_CHECKPOINTS}/set-aside-{number}-{time.time_ns()}"
+                self._move_checkpoint(number, to, listed)
 
-    def _move_checkpoint(self, number: int, to: str | None) -> None:
+    def _move_checkpoint(self, number: int, to: str | None, listed: Sequence[str]) -> None:
         start = f"{_CHECKPOINTS}/{number}/"
-        files = [path for path, _ in self._listed() if path.startswith(start)]
+        files = [path for path in listed if path.startswith(start)]
         root = self._root()
         for path in sorted(files, key=lambda name: not name.endswith(_MANIFEST)):
             with _told(self._there, "writing"):
@@ -217,13 +217,12 @@ class Mirror:
     def _root(self) -> Any:
         return self._there.filesystem(self.run_id)
 
-    def _listed(self) -> Iterator[tuple[str, int]]:
-        selector = fs.FileSelector("", recursive=True, allow_not_found=True)
+    def _listed(self, below: str = "") -> list[str]:
+        selector = fs.FileSelector(below, recursive=True, allow_not_found=True)
         with _told(self._there, "reading"):
             infos = self._root().get_file_info(selector)
-        for info in infos:
-            if info.type == fs.FileType.File and ".." not in info.path.split("/"):
-                yield info.path.lstrip("/"), info.size
+        files = [info.path.lstrip("/") for info in infos if info.type == fs.FileType.File]
+        return [path for path in files if ".." not in path.split("/")]
 
     def _upload(self, path: Path, name: str) -> None:
         with _told(self._there, "writing"), self._root().open_output_stream(name) as stream:
@@ -242,7 +241,7 @@ class Mirror:
         temporary.replace(path)
 
 
-def numbers_of(paths: list[str]) -> list[int]:
+def numbers_of(paths: Sequence[str]) -> list[int]:
     """Numbers of the checkpoints that paths below a run are of, ascending."""
     found = set()
     for path in paths:

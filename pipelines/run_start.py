@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from offline.storage import Storage
+from pipelines.address import is_address
 from pipelines.checkpoint import Checkpoint
 from pipelines.config import AlgorithmConfig
 from pipelines.config_errors import ConfigError, Problem
 from pipelines.errors import CheckpointError, RunExistsError, StorageError
 from pipelines.offline_data import DataTask, data_of, pinned
-from pipelines.remote import Mirror, address_of, folder_for, is_address
+from pipelines.remote import Mirror, address_of, folder_for
 from pipelines.run_folder import check_unlocked
 from pipelines.tracing import lake_of
 from rl_ops.env_id import NO_ENV

@@ -20,7 +20,7 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.remote import address_of, fetched
 from rl_ops.policy import Policy
 from rl_ops.spaces import space_to_json
-from rl_ops.tree import tree_concat, tree_leaves, tree_map_spaces
+from rl_ops.tree import tree_leaves
 
 FORMATS: Final = {".pt2": "torch", ".onnx": "onnx"}
 _ROWS: Final = 16
@@ -162,6 +162,8 @@ def _compare(policy: Policy, served: Any, run: Any) -> None:
     Raises:
         ExportError: they differ.
     """
+    from rl_ops.served import drawn
+
     space = policy.spec.obs_space
     space.seed(1)
     inputs = [x.numpy() for x in served.example(_ROWS)]
@@ -170,33 +172,15 @@ def _compare(policy: Policy, served: Any, run: Any) -> None:
     actions = len([name for name in served.outputs if not name.startswith("next_stack")])
     state = policy.start(_ROWS)
     for step in range(4):
-        drawn = [space.sample() for _ in range(_ROWS)]
-        leaves = [list(tree_leaves(_plain(space, each))) for each in drawn]
-        inputs[:first] = [
-            np.stack(column).astype(inputs[k].dtype)
-            for k, column in enumerate(zip(*leaves, strict=True))
-        ]
+        batch = drawn(space, _ROWS)
+        inputs[:first] = tree_leaves(batch)
         if stacked:
             inputs[first] = np.full(_ROWS, step == 0)
-        batch = _batched(space, drawn)
         wanted, state, _ = policy.act(batch, state)
         outputs = run(inputs)
         _same(list(tree_leaves(wanted)), outputs[:actions])
         if stacked:
             inputs[first + 1 :] = outputs[actions:]
-
-
-def _plain(space: Any, sample: Any) -> Any:
-    return tree_map_spaces(lambda _, leaf: np.asarray(leaf), space, sample)
-
-
-def _batched(space: Any, drawn: Sequence[Any]) -> Any:
-    return tree_concat(
-        [
-            tree_map_spaces(lambda leaf, x: np.asarray(x, leaf.dtype)[None], space, each)
-            for each in drawn
-        ]
-    )
 
 
 def _same(wanted: list[np.ndarray], got: list[np.ndarray]) -> None:

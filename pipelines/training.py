@@ -2,8 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from offline.validation import rejected_rows
 from pipelines import ALGORITHMS
 from pipelines.batch_reader import BatchReader
-from pipelines.callbacks import CallbackSpec, DriverCallbacks, observers
+from pipelines.callbacks import CallbackSpec, observers
 from pipelines.checkpoint import Checkpoint, write_checkpoint
 from pipelines.config import AlgorithmConfig, OffPolicyConfig
 from pipelines.config_errors import ConfigError, Problem
@@ -72,42 +71,16 @@ def plan_for(config: AlgorithmConfig, *, run_id: str, spaces: Spaces | None = No
 
 def callback_specs(config: AlgorithmConfig) -> tuple[CallbackSpec, ...]:
     """The callbacks that a configuration names."""
-    return tuple(
-        CallbackSpec(each) if isinstance(each, str) else CallbackSpec(each.path, each.kwargs)
-        for each in config.callbacks
-    )
-
-
-def driver_callbacks(specs: Sequence[CallbackSpec]) -> DriverCallbacks:
-    """Instances for the driver.
-
-    Raises:
-        ConfigError: one of them cannot be made.
-    """
-    with _named_callbacks(specs):
-        return DriverCallbacks(specs)
+    named = ({"path": x} if isinstance(x, str) else x.model_dump() for x in config.callbacks)
+    return tuple(CallbackSpec(**x, where=f"callbacks.{i}") for i, x in enumerate(named))
 
 
 def observed(dataflow: Dataflow, specs: Sequence[CallbackSpec]) -> Dataflow:
     """The dataflow with the operator that tells callbacks of fragments, where some want to know."""
-    with _named_callbacks(specs):
-        observe = observers(specs)
-    source = dataflow.source
+    observe, source = observers(specs), dataflow.source
     if not observe or isinstance(source, LakeSource):
         return dataflow
     return dataclasses.replace(dataflow, source=with_then(source, (*source.then, *observe)))
-
-
-@contextmanager
-def _named_callbacks(specs: Sequence[CallbackSpec]) -> Iterator[None]:
-    """A class that is not there, or refuses its arguments, as an error of the configuration."""
-    try:
-        yield
-    except ValueError as error:
-        said = str(error)
-        number = next((i for i, spec in enumerate(specs) if repr(spec.path) in said), 0)
-        fix = "name a class as module:Class, from the working directory or an installed package"
-        raise ConfigError(Problem(f"callbacks.{number}", said, fix)) from error
 
 
 def pick_device(plan: Plan) -> torch.device:

@@ -46,7 +46,7 @@ class ClipAction:
 
     def input_space(self, space: Space) -> Space:
         def unbounded(leaf: Space) -> Space:
-            if _is_float(leaf):
+            if is_float(leaf):
                 return Box(-np.inf, np.inf, leaf.shape, np.float32)
             if _is_integer(leaf):
                 limits = np.iinfo(leaf.dtype)
@@ -57,7 +57,7 @@ class ClipAction:
 
     def __call__(self, action: Tree, space: Space) -> Tree:
         def clip(leaf: Space, batch: Array) -> Array:
-            if not (_is_float(leaf) or _is_integer(leaf)):
+            if not (is_float(leaf) or _is_integer(leaf)):
                 return batch
             return batch.clip(leaf.low, leaf.high).astype(leaf.dtype, copy=False)
 
@@ -65,7 +65,7 @@ class ClipAction:
 
     def inverse(self, action: Tree, space: Space) -> Tree:
         def cast(leaf: Space, batch: Array) -> Array:
-            return batch.astype(np.float32, copy=False) if _is_float(leaf) else batch
+            return batch.astype(np.float32, copy=False) if is_float(leaf) else batch
 
         return tree_map_spaces(cast, space, action)
 
@@ -76,7 +76,7 @@ class RescaleAction:
 
     def input_space(self, space: Space) -> Space:
         def unit(leaf: Space) -> Space:
-            if not _is_float(leaf):
+            if not is_float(leaf):
                 return leaf
             if not (np.isfinite(leaf.low).all() and np.isfinite(leaf.high).all()):
                 raise SpecError(
@@ -89,9 +89,9 @@ class RescaleAction:
 
     def __call__(self, action: Tree, space: Space) -> Tree:
         def rescale(leaf: Space, batch: Array) -> Array:
-            if not _is_float(leaf):
+            if not is_float(leaf):
                 return batch
-            middle, half = _middle_and_half(leaf)
+            middle, half = middle_and_half(leaf)
             scaled: Array = (middle + batch * half).clip(leaf.low, leaf.high)
             return scaled.astype(leaf.dtype)
 
@@ -99,9 +99,9 @@ class RescaleAction:
 
     def inverse(self, action: Tree, space: Space) -> Tree:
         def unscale(leaf: Space, batch: Array) -> Array:
-            if not _is_float(leaf):
+            if not is_float(leaf):
                 return batch
-            middle, half = _middle_and_half(leaf)
+            middle, half = middle_and_half(leaf)
             # A dimension with low == high has one action, whatever the module says.
             unit: Array = (batch - middle) / np.where(half == 0, 1.0, half)
             return unit.clip(-1.0, 1.0).astype(np.float32)
@@ -167,6 +167,11 @@ class ActionConnectors:
         object.__setattr__(self, "_spaces", tuple(spaces))
 
     @property
+    def spaces(self) -> tuple[Space, ...]:
+        """Before the first step, between steps, and after the last."""
+        return self._spaces
+
+    @property
     def input_space(self) -> Space:
         """What the module acts in: the space of the `action` column."""
         return self._spaces[0]
@@ -217,14 +222,15 @@ def default_action_connectors(space: Space, *, squash: bool) -> ActionConnectors
     steps: list[ActionConnector] = []
     if any(isinstance(leaf, Discrete | MultiDiscrete) and _is_shifted(leaf) for leaf in leaves):
         steps.append(ShiftDiscrete())
-    if squash and any(map(_is_float, leaves)):
+    if squash and any(map(is_float, leaves)):
         steps.append(RescaleAction())
     elif any(isinstance(leaf, Box) for leaf in leaves):
         steps.append(ClipAction())
     return ActionConnectors(tuple(steps), space)
 
 
-def _is_float(space: Space) -> bool:
+def is_float(space: Space) -> bool:
+    """Whether a leaf is a Box of floats."""
     return isinstance(space, Box) and np.dtype(space.dtype).kind == "f"
 
 
@@ -236,7 +242,7 @@ def _is_shifted(space: Space) -> bool:
     return bool(np.any(space.start != 0)) or space.dtype != np.int64
 
 
-def _middle_and_half(space: Space) -> tuple[Array, Array]:
+def middle_and_half(space: Space) -> tuple[Array, Array]:
     """Centre and half-width [*S] in float64, halved before they are added: no overflow."""
     low, high = space.low.astype(np.float64) / 2, space.high.astype(np.float64) / 2
     return low + high, high - low

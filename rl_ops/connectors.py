@@ -181,6 +181,11 @@ class ObsConnectors:
         object.__setattr__(self, "_spaces", tuple(spaces))
 
     @property
+    def spaces(self) -> tuple[Space, ...]:
+        """Before the first step, between steps, and after the last."""
+        return self._spaces
+
+    @property
     def output_space(self) -> Space:
         return self._spaces[-1]
 

@@ -44,11 +44,16 @@ class Window:
         self.mask[is_first] = False
         self._to_go = np.where(is_first, target, self._to_go - reward)
         t = np.where(is_first, 0, self.t[:, -1] + 1)
-        new = (obs, np.zeros_like(self.action[:, 0]), self._to_go, t, True)
-        held = (self.obs, self.action, self.return_to_go, self.t, self.mask)
-        for array, value in zip(held, new, strict=True):
-            array[:, :-1] = array[:, 1:]
-            array[:, -1] = value
+        steps: list[tuple[Array, Array | bool]] = [
+            (self.obs, obs),
+            (self.action, np.zeros_like(self.action[:, 0])),
+            (self.return_to_go, self._to_go),
+            (self.t, t),
+            (self.mask, True),
+        ]
+        for held, newest in steps:
+            held[:, :-1] = held[:, 1:]
+            held[:, -1] = newest
 
     def acted(self, action: Array) -> None:
         """Note the actions [B, ...] of the step that began last."""

@@ -4,12 +4,12 @@ Legend: B rows.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 import torch
-from gymnasium.spaces import Space
+from gymnasium.spaces import Dict, Space, Tuple
 from torch import nn
 
 from rl_ops import columns as c
@@ -29,8 +29,9 @@ from rl_ops.torch_connectors import (
     rescaled,
     resized,
     shifted,
+    torch_dtype,
 )
-from rl_ops.tree import Tree, brief, space_leaves, tree_leaves, tree_map_spaces
+from rl_ops.tree import Tree, space_leaves, tree_concat, tree_leaves, tree_map_spaces
 
 _OBS: Final[Mapping[type, Callable[..., Tree]]] = {
     FlattenObs: flattened,
@@ -95,28 +96,24 @@ class ServedPolicy(nn.Module):
 
     def _stacked(self) -> list[tuple[int, Space[Any]]]:
         """Place and output space of each connector that remembers frames."""
-        space, found = self.spec.obs_space, []
-        for i, step in enumerate(self.spec.obs_connectors.steps):
-            space = step.output_space(space)
-            if isinstance(step, FrameStackObs):
-                found.append((i, space))
-        return found
+        connectors = self.spec.obs_connectors
+        return [
+            (i, space)
+            for i, (step, space) in enumerate(
+                zip(connectors.steps, connectors.spaces[1:], strict=True)
+            )
+            if isinstance(step, FrameStackObs)
+        ]
 
     def example(self, rows: int = 2) -> tuple[torch.Tensor, ...]:
         """Arguments of `forward`: observations drawn from the space, each an episode's first."""
         space = self.spec.obs_space
         space.seed(0)
-        drawn = [list(tree_leaves(_as_tree(space, space.sample()))) for _ in range(rows)]
-        leaves = [np.stack(column) for column in zip(*drawn, strict=True)]
-        dtypes = [leaf.dtype for leaf in space_leaves(space)]
-        tensors = [
-            torch.from_numpy(np.asarray(leaf).astype(dtype))
-            for leaf, dtype in zip(leaves, dtypes, strict=True)
-        ]
+        tensors = [torch.from_numpy(leaf) for leaf in tree_leaves(drawn(space, rows))]
         if not self._stacked():
             return tuple(tensors)
         stacks = [
-            torch.zeros((rows, *leaf.shape), dtype=_torch_dtype(leaf))
+            torch.zeros((rows, *leaf.shape), dtype=torch_dtype(leaf))
             for _, stacked in self._stacked()
             for leaf in space_leaves(stacked)
         ]
@@ -124,38 +121,27 @@ class ServedPolicy(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See `inputs` and `outputs`; every tensor has rows [B, ...] of its space's dtype."""
-        space = self.spec.obs_space
-        count = len(list(space_leaves(space)))
-        left = list(inputs)
-        taken, left = left[:count], left[count:]
-        obs: Tree = _tree_of(space, taken)
-        is_first, memory = (left[0], left[1:]) if left else (None, [])
+        if len(inputs) != len(self.inputs):
+            raise SpecError(f"got {len(inputs)} tensors, expected {', '.join(self.inputs)}")
+        connectors, left = self.spec.obs_connectors, iter(inputs)
+        obs = _tree_of(connectors.input_space, left)
+        is_first = next(left, None)
         stacks: list[torch.Tensor] = []
-        for step in self.spec.obs_connectors.steps:
-            output = step.output_space(space)
+        sides = zip(connectors.spaces, connectors.spaces[1:], strict=False)
+        for step, (space, output) in zip(connectors.steps, sides, strict=True):
             if isinstance(step, FrameStackObs):
-                count = len(list(space_leaves(output)))
-                stack, memory = _tree_of(output, memory[:count]), memory[count:]
+                stack = _tree_of(output, left)
                 obs = pushed(obs, stack, is_first, num_frames=step.num_frames)
                 stacks += tree_leaves(obs)
             else:
                 obs = _OBS[type(step)](step, obs, space)
-            space = output
         if self._is_normalised:
             obs = normalize(obs, mean=self.obs_mean, std=self.obs_std, clip=self.spec.obs_clip)
         action = self.spec.distribution.mode(self.network(obs)[0])
-        connectors = self.spec.action_connectors
-        for each, side in zip(connectors.steps, _sides(connectors), strict=True):
+        actions = self.spec.action_connectors
+        for each, side in zip(actions.steps, actions.spaces[1:], strict=True):
             action = _ACTION[type(each)](each, action, side)
         return (*tree_leaves(action), *stacks)
-
-
-def _sides(connectors: Any) -> list[Space[Any]]:
-    """The space on the environment's side of each action connector."""
-    spaces = [connectors.output_space]
-    for step in reversed(connectors.steps):
-        spaces.insert(0, step.input_space(spaces[0]))
-    return spaces[1:]
 
 
 def names_of(name: str, space: Space[Any]) -> list[str]:
@@ -171,26 +157,20 @@ def names_of(name: str, space: Space[Any]) -> list[str]:
     ]
 
 
-def _tree_of(space: Space[Any], leaves: list[torch.Tensor]) -> Tree:
-    """Tensors in the order of a space's leaves as its tree."""
-    if len(leaves) != len(list(space_leaves(space))):
-        raise SpecError(f"got {len(leaves)} tensors for {brief(space)}")
-    left = iter(leaves)
-
-    def take(child: Space[Any]) -> Tree:
-        children = getattr(child, "spaces", None)
-        if children is None:
-            return next(left)
-        if isinstance(children, Mapping):
-            return {key: take(each) for key, each in children.items()}
-        return tuple(take(each) for each in children)
-
-    return take(space)
+def _tree_of(space: Space[Any], leaves: Iterator[torch.Tensor]) -> Tree:
+    """The next tensors, in the order of a space's leaves, as its tree."""
+    if isinstance(space, Dict):
+        return {key: _tree_of(child, leaves) for key, child in space.spaces.items()}
+    if isinstance(space, Tuple):
+        return tuple(_tree_of(child, leaves) for child in space.spaces)
+    return next(leaves)
 
 
-def _as_tree(space: Space[Any], sample: Any) -> Tree:
-    return tree_map_spaces(lambda _, leaf: np.asarray(leaf), space, sample)
-
-
-def _torch_dtype(leaf: Space[Any]) -> torch.dtype:
-    return torch.from_numpy(np.zeros(1, leaf.dtype)).dtype
+def drawn(space: Space[Any], rows: int) -> Tree:
+    """A batch tree of observations drawn from a space, as its seed has it."""
+    return tree_concat(
+        [
+            tree_map_spaces(lambda leaf, x: np.asarray(x, leaf.dtype)[None], space, space.sample())
+            for _ in range(rows)
+        ]
+    )

@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Space
 
-from rl_ops.action_connectors import ClipAction, RescaleAction, ShiftDiscrete
+from rl_ops.action_connectors import (
+    ClipAction,
+    RescaleAction,
+    ShiftDiscrete,
+    is_float,
+    middle_and_half,
+)
 from rl_ops.connectors import FlattenObs, OneHotObs
 from rl_ops.image_connectors import (
     LUMA,
@@ -93,11 +99,7 @@ def clipped(_: ClipAction, action: Tree, space: Space[Any]) -> Tree:
     def clip(leaf: Space[Any], batch: Tensor) -> Tensor:
         if not isinstance(leaf, Box):
             return batch
-        # numpy clips in the wider of both dtypes, and so does this.
-        low, high = (torch.from_numpy(np.array(bound)) for bound in (leaf.low, leaf.high))
-        wide = torch.promote_types(batch.dtype, low.dtype)
-        bounded = torch.maximum(torch.minimum(batch.to(wide), high.to(wide)), low.to(wide))
-        return bounded.to(low.dtype)
+        return _bounded(batch, leaf)
 
     return tree_map_spaces(clip, space, action)
 
@@ -106,12 +108,10 @@ def rescaled(_: RescaleAction, action: Tree, space: Space[Any]) -> Tree:
     """See `RescaleAction`."""
 
     def rescale(leaf: Space[Any], batch: Tensor) -> Tensor:
-        if not (isinstance(leaf, Box) and np.dtype(leaf.dtype).kind == "f"):
+        if not is_float(leaf):
             return batch
-        low, high = (torch.from_numpy(bound.astype(np.float64)) for bound in (leaf.low, leaf.high))
-        scaled = (low / 2 + high / 2) + batch.to(torch.float64) * (high / 2 - low / 2)
-        bounded = torch.maximum(torch.minimum(scaled, high), low)
-        return bounded.to(torch.from_numpy(np.zeros(1, leaf.dtype)).dtype)
+        middle, half = (torch.from_numpy(x) for x in middle_and_half(leaf))
+        return _bounded(middle + batch.to(torch.float64) * half, leaf)
 
     return tree_map_spaces(rescale, space, action)
 
@@ -123,9 +123,22 @@ def shifted(_: ShiftDiscrete, action: Tree, space: Space[Any]) -> Tree:
         if not isinstance(leaf, Discrete | MultiDiscrete):
             return batch
         start = torch.from_numpy(np.array(leaf.start).astype(np.int64))
-        return (batch + start).to(torch.from_numpy(np.zeros(1, leaf.dtype)).dtype)
+        return (batch + start).to(torch_dtype(leaf))
 
     return tree_map_spaces(shift, space, action)
+
+
+def torch_dtype(leaf: Space[Any]) -> torch.dtype:
+    """The dtype of a leaf's tensors."""
+    return torch.from_numpy(np.zeros(1, leaf.dtype)).dtype
+
+
+def _bounded(batch: Tensor, leaf: Box) -> Tensor:
+    """Within the leaf's bounds and of its dtype; clipped in the wider of both, as numpy does."""
+    low, high = (torch.from_numpy(np.array(bound)) for bound in (leaf.low, leaf.high))
+    wide = torch.promote_types(batch.dtype, low.dtype)
+    within = torch.maximum(torch.minimum(batch.to(wide), high.to(wide)), low.to(wide))
+    return within.to(low.dtype)
 
 
 def _is_categorical(leaf: Space[Any]) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from workflows.logs import LOGGERS
+
 # These machines are shared: an example that is slow once says nothing about the code.
 settings.register_profile("millrace", deadline=None)
 settings.load_profile("millrace")
@@ -21,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _loggers_as_they_were() -> Iterator[None]:
     """A command run in this process sets levels and handlers, which hide records from caplog."""
-    loggers = [logging.getLogger(name) for name in ("rl_ops", "offline", "pipelines", "workflows")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
     yield
     for logger, (level, propagate, handlers) in zip(loggers, before, strict=True):

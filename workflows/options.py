@@ -173,7 +173,9 @@ def _lake(_: click.Context, __: click.Parameter, value: str | None) -> "Storage"
 
 
 def _runs(ctx: click.Context, option: click.Parameter, value: str | None) -> Path | None:
-    if value is None or not value.lower().startswith("s3://"):
+    from pipelines.address import is_address
+
+    if value is None or not is_address(value):
         return _storage(ctx, option, value)
     # Imports pyarrow, which a folder needs later.
     from offline.errors import LakeError

@@ -1,6 +1,7 @@
 """`millrace report`: runs, a sweep or a workflow as one HTML file that opens without a server."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,16 +85,13 @@ def report(
     from workflows.output import bytes_text, json_line
     from workflows.reports.page import write_page
 
-    found = kind or _kind_of(names, storage)
+    room = Room(storage, episodes=episodes, named=named, video_bytes=int(video_mb * 1e6))
+    found = kind or _kind_of(names[0], room)
     if found != "run" and len(names) > 1:
         raise click.UsageError(f"a {found} is reported alone; give one name")
-    room = Room(storage, episodes=episodes, named=named, video_bytes=int(video_mb * 1e6))
     page = _MAKERS[found](names, room)
     path = out or _page_file(f"report-{_file_name(names)}.html")
-    try:
-        size = write_page(page, path)
-    except OSError as error:
-        raise Failure(f"Error: cannot write {path}: {error.strerror}", code=BAD_INPUT) from error
+    size = write_page(page, path)
     if as_json:
         click.echo(json_line({"kind": found, "names": names, "path": str(path), "bytes": size}))
     else:
@@ -116,11 +114,14 @@ class Room:
         self.storage, self.episodes = storage, episodes
         self.named, self.video_bytes = named, video_bytes
 
-    @property
+    @cached_property
     def folder(self) -> Path | None:
         """Of runs; None where the storage is no folder of this machine."""
-        return folder_of(self.storage)
+        from workflows.ope import folder_of_runs
 
+        return folder_of_runs(self.storage)
+
+    @cached_property
     def lake(self) -> "Lake | None":
         """The lake, if there is one."""
         from offline.lake import Lake
@@ -148,17 +149,12 @@ class Room:
         return films_of([self.folder / name for name in run_ids], budget_bytes=self.video_bytes)
 
 
-def folder_of(storage: "Storage") -> Path | None:
-    """The folder of runs beside a lake; None where it is in an object store."""
-    return Path(storage.uri).parent if storage.is_local else None
-
-
 def _runs(names: Sequence[str], room: Room) -> "Report":
     from workflows.reports.lake_sections import lake_sections
     from workflows.reports.run_page import run_report
     from workflows.reports.run_tables import Rows, run_on_disk, runs_in
 
-    lake = room.lake()
+    lake = room.lake
     found = [] if lake is None else runs_in(lake, list(dict.fromkeys(names)))
     known = [run.run_id for run in found]
     for name in (name for name in dict.fromkeys(names) if name not in known):
@@ -175,12 +171,14 @@ def _sweep(names: Sequence[str], room: Room) -> "Report":
     from workflows.reports.blocks import Section
     from workflows.reports.lake_sections import faults_of
     from workflows.reports.run_tables import Rows, runs_in
-    from workflows.reports.sweep_page import Sweep, sweep_report
+    from workflows.reports.sweep_page import run_ids_of, sweep_report
+    from workflows.sweeps.trials import Record
 
-    if room.folder is None or not _is_sweep(room.folder, names[0]):
+    if not _is_sweep(names[0], room):
         raise _unknown(names[0], room)
-    sweep = Sweep(room.folder / names[0])
-    lake, ids = room.lake(), sweep.run_ids
+    assert room.folder is not None
+    sweep = Record.read(room.folder / names[0])
+    lake, ids = room.lake, run_ids_of(sweep)
     faults = Section("faults", "Faults", [])
     runs, traces = [], None
     if lake is not None and ids:
@@ -193,71 +191,64 @@ def _sweep(names: Sequence[str], room: Room) -> "Report":
 def _workflow(names: Sequence[str], room: Room) -> "Report":
     from offline.registry import Registry
     from offline.workflow_log import WorkflowLog
-    from workflows.reports.run_page import training_sections
+    from workflows.reports.blocks import Section
+    from workflows.reports.run_page import learning
     from workflows.reports.run_tables import runs_in
     from workflows.reports.workflow_page import training_runs, workflow_report
 
-    name, lake = names[0], room.lake()
-    if lake is None or not _is_workflow(room.storage, name):
+    name, lake = names[0], room.lake
+    if lake is None or not _is_workflow(name, room):
         raise _unknown(name, room)
-    states = sorted(
-        WorkflowLog(room.storage, name).runs().values(), key=lambda state: state.logical_time
-    )
+    states = list(WorkflowLog(room.storage, name).runs().values())
     entries = [entry for entry in Registry(room.storage).history() if entry.workflow == name]
     runs = runs_in(lake, training_runs(states)[:_TRAINING_RUNS])
-    learning = training_sections(runs) if runs else []
-    return workflow_report(name, states, entries, learning[:1])
+    curves = Section("learning", "Learning", learning(runs) if runs else [])
+    return workflow_report(name, states, entries, curves)
 
 
 _MAKERS: Final[dict[str, Any]] = {"run": _runs, "sweep": _sweep, "workflow": _workflow}
 
 
-def _kind_of(names: Sequence[str], storage: "Storage") -> str:
-    """What the first name is.
+def _kind_of(name: str, room: Room) -> str:
+    """What a name is.
 
     Raises:
         UsageError: it is several things.
     """
-    name, folder = names[0], folder_of(storage)
-    found = [
-        kind
-        for kind, there in (
-            ("run", _is_run(storage, folder, name)),
-            ("sweep", folder is not None and _is_sweep(folder, name)),
-            ("workflow", _is_workflow(storage, name)),
-        )
-        if there
-    ]
+    tests = {"run": _is_run, "sweep": _is_sweep, "workflow": _is_workflow}
+    found = [kind for kind, is_one in tests.items() if is_one(name, room)]
     if len(found) > 1:
         raise click.UsageError(f"{name!r} is a {' and a '.join(found)}; say which by --kind")
     return found[0] if found else "run"
 
 
-def _is_run(storage: "Storage", folder: Path | None, name: str) -> bool:
-    from pipelines.run_folder import RUN_ID
-
-    if folder is not None and RUN_ID.fullmatch(name) and (folder / name / "params.json").is_file():
+def _is_run(name: str, room: Room) -> bool:
+    if _has(name, room, "params.json"):
         return True
-    from offline.lake import Lake
-
-    lake = Lake(storage)
-    if not lake.exists():
+    if room.lake is None:
         return False
-    return bool(lake.sql("SELECT 1 FROM runs WHERE run_id = ? LIMIT 1", [name]).num_rows)
+    return bool(room.lake.sql("SELECT 1 FROM runs WHERE run_id = ? LIMIT 1", [name]).num_rows)
 
 
-def _is_sweep(folder: Path, name: str) -> bool:
-    from pipelines.run_folder import RUN_ID
+def _is_sweep(name: str, room: Room) -> bool:
     from workflows.sweeps.trials import SWEEP
 
-    return bool(RUN_ID.fullmatch(name)) and (folder / name / SWEEP).is_file()
+    return _has(name, room, SWEEP)
 
 
-def _is_workflow(storage: "Storage", name: str) -> bool:
-    from offline.lake import Lake
+def _has(name: str, room: Room, file: str) -> bool:
+    """Whether a folder of that name beside the lake has a file."""
+    from pipelines.run_folder import RUN_ID
+
+    if room.folder is None or RUN_ID.fullmatch(name) is None:
+        return False
+    return (room.folder / name / file).is_file()
+
+
+def _is_workflow(name: str, room: Room) -> bool:
     from offline.workflow_log import workflows_in
 
-    return Lake(storage).exists() and name in workflows_in(storage)
+    return room.lake is not None and name in workflows_in(room.storage)
 
 
 def _unknown(name: str, room: Room) -> Failure:
@@ -267,9 +258,9 @@ def _unknown(name: str, room: Room) -> Failure:
     from offline.workflow_log import workflows_in
     from pipelines.config_errors import printable
 
-    lake, known = room.lake(), list[str]()
-    if lake is not None:
-        recent = lake.sql("SELECT run_id FROM runs ORDER BY started_at DESC LIMIT 1000")
+    known: list[str] = []
+    if room.lake is not None:
+        recent = room.lake.sql("SELECT run_id FROM runs ORDER BY started_at DESC LIMIT 1000")
         known = [*recent.column("run_id").to_pylist(), *workflows_in(room.storage)]
     if room.folder is not None and room.folder.is_dir():
         known += sorted(path.parent.name for path in room.folder.glob("*/sweep.json"))

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.address import is_address
 from pipelines.checkpoint import latest_checkpoint, numbered, verify_checkpoint
 from pipelines.errors import CheckpointError
-from pipelines.remote import address_of, fetched, is_address, mirror_of
+from pipelines.remote import address_of, fetched, mirror_of
 from workflows.options import storage_folder
 
 

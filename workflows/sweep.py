@@ -67,9 +67,9 @@ def sweep(start: Start | None, /, **given: Any) -> None:
         if folder.exists():
             what = f"{folder} exists already; choose another --name, or --resume {folder.name}"
             raise Failure(f"Error: {what}", code=BAD_INPUT)
-    found.check()
+    config = found.check()
     record = Record(folder, about(found, sweep_id=folder.name))
-    status, number = _run(found, record, storage, given)
+    status, number = _run(found, record, storage, given, ships=_ships(config, given))
     _summarize(record, status, given["as_json"], start)
     if number is not None:
         raise click.exceptions.Exit(128 + number)
@@ -88,19 +88,22 @@ def _saved(folder: Path) -> Any:
     return load_sweep(path)
 
 
+def _ships(config: Any, given: dict[str, Any]) -> Path | None:
+    """The folder with the user's code that a cluster is to have."""
+    if given["ray_address"] is None or config is None:
+        return None
+    from pipelines.own_code import own_code
+
+    return own_code(config)
+
+
 def _run(
-    found: Any, record: "Record", storage: Path, given: dict[str, Any]
+    found: Any, record: "Record", storage: Path, given: dict[str, Any], *, ships: Path | None
 ) -> tuple[str, int | None]:
     from pipelines.ray_session import start_ray, stop_ray
     from workflows.output import stdout_alone
 
     storage.mkdir(parents=True, exist_ok=True)
-    ships = None
-    if given["ray_address"] is not None:
-        from pipelines.own_code import own_code
-
-        config = found.check()
-        ships = None if config is None else own_code(config)
     owns_ray = start_ray(address=given["ray_address"], ships=ships)
     try:
         from workflows.sweeps.running import Running

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from workflows.exits import BAD_INPUT, Failure
 from workflows.logs import verbosity_options
 from workflows.options import json_option, lake_storage_option
 
@@ -140,17 +139,10 @@ def write_plot(trace: "Trace", path: Path) -> None:
     Raises:
         Failure: it cannot be written.
     """
+    from workflows.files import write_whole
     from workflows.plots import html_page
 
-    page = html_page(trace)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise Failure(f"Error: cannot write {path}: {error.strerror}", code=BAD_INPUT) from error
+    write_whole(path, html_page(trace).encode())
 
 
 def _shows_blocks() -> bool:

@@ -6,11 +6,11 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from benchmarks.peers.matched import PPO
-from benchmarks.peers.reporting import Arguments, parse_arguments
+from benchmarks.peers.reporting import parse_arguments
 from benchmarks.peers.rllib_training import train
 
 
-def config(args: Arguments) -> Any:
+def config(*, num_runners: int, vectorization: str) -> Any:
     """No KL term and no clip of the value loss, since the other contestants have none."""
     model = DefaultModelConfig(
         fcnet_hiddens=list(PPO.hidden), fcnet_activation="tanh", vf_share_layers=False
@@ -19,10 +19,10 @@ def config(args: Arguments) -> Any:
         PPOConfig()
         .environment(PPO.env)
         .env_runners(
-            num_env_runners=args.num_runners,
+            num_env_runners=num_runners,
             num_envs_per_env_runner=PPO.num_envs,
             rollout_fragment_length=PPO.fragment_steps,
-            gym_env_vectorize_mode=args.vectorization,
+            gym_env_vectorize_mode=vectorization,
         )
         .learners(num_learners=0)
         .training(
@@ -46,7 +46,8 @@ def config(args: Arguments) -> Any:
 
 def main() -> None:
     args = parse_arguments()
-    train(config(args), args, window_episodes=PPO.window_episodes)
+    matched = config(num_runners=args.num_runners, vectorization=args.vectorization)
+    train(matched, args, window_episodes=PPO.window_episodes)
 
 
 if __name__ == "__main__":

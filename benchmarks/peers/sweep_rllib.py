@@ -9,10 +9,8 @@ import os
 import ray
 from ray import tune
 from ray.rllib.algorithms import ppo
-from ray.rllib.algorithms.ppo import PPOConfig
-from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-from benchmarks.peers.matched import PPO
+from benchmarks.peers.ppo_rllib import config as matched
 
 
 def main() -> None:
@@ -21,35 +19,9 @@ def main() -> None:
     parser.add_argument("--lrs", type=float, nargs="+", required=True)
     parser.add_argument("--storage", required=True)
     args = parser.parse_args()
-    model = DefaultModelConfig(
-        fcnet_hiddens=list(PPO.hidden), fcnet_activation="tanh", vf_share_layers=False
-    )
     config = (
-        PPOConfig()
-        .environment(PPO.env)
-        .env_runners(
-            num_env_runners=0,
-            num_envs_per_env_runner=PPO.num_envs,
-            rollout_fragment_length=PPO.fragment_steps,
-            gym_env_vectorize_mode="vector_entry_point",
-        )
-        .learners(num_learners=0)
-        .training(
-            train_batch_size_per_learner=PPO.train_rows,
-            minibatch_size=PPO.minibatch_rows,
-            num_epochs=PPO.num_epochs,
-            lr=tune.grid_search(args.lrs),
-            gamma=PPO.gamma,
-            lambda_=PPO.gae_lambda,
-            clip_param=PPO.clip_eps,
-            vf_clip_param=float("inf"),
-            vf_loss_coeff=PPO.value_coef,
-            entropy_coeff=PPO.entropy_coef,
-            use_kl_loss=False,
-            grad_clip=PPO.max_grad_norm,
-            grad_clip_by="global_norm",
-        )
-        .rl_module(model_config=model)
+        matched(num_runners=0, vectorization="vector_entry_point")
+        .training(lr=tune.grid_search(args.lrs))
         .debugging(seed=0, log_level="ERROR")
     )
     ray.init(

@@ -8,11 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from pipelines import config_class, export_policy, load_policy
+from pipelines import export_policy, load_policy
 from pipelines.serving import ExportError
 from rl_ops.errors import SpecError
 from rl_ops.model_spec import SequenceSpec
-from rl_ops.served import ServedPolicy
+from rl_ops.served import ServedPolicy, drawn
+from tests.pipelines.serving_kit import saved_checkpoint, saved_sac
 from tests.rollout_kit import env_spec, policy_spec, random_weights
 
 onnx = pytest.importorskip("onnx")
@@ -32,19 +33,13 @@ SMALL = {
 @pytest.fixture(scope="module", params=SMALL)
 def saved(request, tmp_path_factory):
     """An algorithm's checkpoint after two iterations."""
-    storage = tmp_path_factory.mktemp("serving")
-    rollout = {"num_envs": 4, "fragment_steps": 16}
-    config = config_class(request.param)(**SMALL[request.param], rollout=rollout)
-    with config.build(storage=storage, name=request.param, debug=True) as pipeline:
-        pipeline.train()
-        pipeline.train()
-        return pipeline.save()
+    storage, given = tmp_path_factory.mktemp("serving"), SMALL[request.param]
+    return saved_checkpoint(storage, request.param, name=request.param, iterations=2, **given)
 
 
 def observations(policy, rows):
-    space = policy.spec.obs_space
-    space.seed(5)
-    return np.stack([space.sample() for _ in range(rows)])
+    policy.spec.obs_space.seed(5)
+    return drawn(policy.spec.obs_space, rows)
 
 
 ALONE = """
@@ -111,12 +106,7 @@ def test_a_file_that_acts_otherwise_never_gets_its_name(tmp_path, monkeypatch, o
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    config = config_class("sac")(
-        env="Pendulum-v1", learning_starts_rows=32, rollout={"num_envs": 4, "fragment_steps": 16}
-    )
-    with config.build(storage=tmp_path_factory.mktemp("one"), name="r", debug=True) as pipeline:
-        pipeline.train()
-        return pipeline.save()
+    return saved_sac(tmp_path_factory.mktemp("one"))
 
 
 def test_a_missing_package_is_named(one, tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ from rl_ops.connectors import FlattenObs, FrameStackObs, OneHotObs
 from rl_ops.errors import SpecError
 from rl_ops.image_connectors import GrayscaleObs, ResizeObs
 from rl_ops.policy import Policy, Weights
-from rl_ops.served import ServedPolicy, names_of
-from rl_ops.tree import tree_concat, tree_leaves, tree_map_spaces
+from rl_ops.served import ServedPolicy, drawn, names_of
+from rl_ops.tree import tree_leaves, tree_map_spaces
 from tests.envs import ACTION_SPACES, OBS_SPACES
 from tests.rollout_kit import env_spec, policy_spec, random_weights
 
@@ -20,10 +20,7 @@ ROWS = 64
 
 def batch_of(space: Any, seed: int) -> Any:
     space.seed(seed)
-    rows = [space.sample() for _ in range(ROWS)]
-    return tree_concat(
-        [tree_map_spaces(lambda leaf, x: np.asarray(x, leaf.dtype)[None], space, r) for r in rows]
-    )
+    return drawn(space, ROWS)
 
 
 def tensors(tree: Any) -> list[torch.Tensor]:

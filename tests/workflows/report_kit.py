@@ -17,6 +17,22 @@ HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.h
 SEEDS = ("seed-1", "seed-2", "seed-3")
 
 
+def storage_of(folder: Path) -> Path:
+    """A storage with everything of this kit: runs, traces, frames, a sweep, a workflow."""
+    lake = lake_of(folder)
+    logged_of(lake)
+    frames_of(lake)
+    sweep_of(folder)
+    workflow_of(lake.storage)
+    return folder
+
+
+def data_of(page: str) -> Any:
+    """What a page was made of, as its script reads it."""
+    begin = page.index(">", page.index('<script type="application/json" id="data">')) + 1
+    return json.loads(page[begin : page.index("</script>", begin)])
+
+
 def lake_of(storage: Path) -> Lake:
     """The small lake, three seeds of one setting, and a run whose every text is hostile."""
     small_lake(storage / "lake")

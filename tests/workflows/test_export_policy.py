@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines import config_class
+from tests.pipelines.serving_kit import saved_sac
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -11,12 +11,7 @@ pytest.importorskip("onnxscript")
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    config = config_class("sac")(
-        env="Pendulum-v1", learning_starts_rows=32, rollout={"num_envs": 4, "fragment_steps": 16}
-    )
-    with config.build(storage=tmp_path_factory.mktemp("one"), name="r", debug=True) as pipeline:
-        pipeline.train()
-        return pipeline.save()
+    return saved_sac(tmp_path_factory.mktemp("one"))
 
 
 def test_the_command_says_what_goes_in_and_out(millrace, one, tmp_path):

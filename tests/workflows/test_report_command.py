@@ -7,28 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.workflows.report_kit import (
-    HOSTILE,
-    SEEDS,
-    frames_of,
-    lake_of,
-    logged_of,
-    sweep_of,
-    workflow_of,
-)
+from tests.workflows.report_kit import HOSTILE, SEEDS, data_of, storage_of, sweep_of
 from workflows.reports.episodes import choose
-from workflows.reports.page import embedded, parse_embedded
+from workflows.reports.page import embedded
 
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("reports")
-    lake = lake_of(folder)
-    logged_of(lake)
-    frames_of(lake)
-    sweep_of(folder)
-    workflow_of(lake.storage)
-    return folder
+    return storage_of(tmp_path_factory.mktemp("reports"))
 
 
 @pytest.fixture
@@ -40,7 +26,7 @@ def page(millrace, storage, tmp_path):
         done = millrace("report", *names, "--storage", storage, "--out", out, "--json")
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["bytes"] == out.stat().st_size
-        found: dict[str, Any] = parse_embedded(out.read_text())
+        found: dict[str, Any] = data_of(out.read_text())
         return found
 
     return make
@@ -182,7 +168,7 @@ def test_a_named_episode_is_there_and_opens_first(millrace, storage, tmp_path):
         "report", "run", "--episodes", "1", "--episode", wanted, "--storage", storage, "--out", out
     )
     assert done.exit_code == 0, done.output
-    data = blocks(parse_embedded(out.read_text()), "traces", "traces")[0]["data"]
+    data = blocks(data_of(out.read_text()), "traces", "traces")[0]["data"]
     assert next(iter(data["traces"])) == data["first"]
     assert data["first"].startswith("run/")
     assert len(data["traces"]) == 2
@@ -234,7 +220,7 @@ def test_a_run_without_a_lake_is_reported_from_its_files(millrace, tmp_path):
     out = tmp_path / "p.html"
     done = millrace("report", "bare", "--storage", store, "--out", out)
     assert done.exit_code == 0, done.output
-    report = parse_embedded(out.read_text())
+    report = data_of(out.read_text())
     (line,) = titled(blocks(report, "learning", "chart"), "Return of training episodes")["series"]
     results = [
         json.loads(text) for text in (store / "bare" / "result.json").read_text().splitlines()
@@ -308,7 +294,7 @@ def test_films_of_evaluations_are_in_the_page_as_far_as_there_is_room(millrace, 
         out = tmp_path / f"{room}.html"
         done = millrace("report", "r", "--storage", store, "--out", out, "--video-mb", room)
         assert done.exit_code == 0, done.output
-        (found[room],) = blocks(parse_embedded(out.read_text()), "videos", "videos")
+        (found[room],) = blocks(data_of(out.read_text()), "videos", "videos")
     names = [name for name, _ in found["3"]["films"]]
     assert names == ["r 2/rl-video-episode-0.mp4", "r 1/rl-video-episode-0.mp4"]
     start = "data:video/mp4;base64,"

@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.workflows.report_kit import (
-    SEEDS,
-    frames_of,
-    lake_of,
-    logged_of,
-    sweep_of,
-    workflow_of,
-)
+from tests.workflows.report_kit import SEEDS, storage_of
 
 pytestmark = pytest.mark.browser
 
@@ -29,13 +22,7 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder: Path = tmp_path_factory.mktemp("pages")
-    lake = lake_of(folder)
-    logged_of(lake)
-    frames_of(lake)
-    sweep_of(folder)
-    workflow_of(lake.storage)
-    return folder
+    return storage_of(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture(scope="module")

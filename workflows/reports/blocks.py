@@ -17,6 +17,11 @@ def text(value: Any, *, limit: int = MAX_CHARS) -> str:
     return "" if value is None else printable(str(value), limit=limit)
 
 
+def rounded(value: Any, *, digits: int = 6) -> float | None:
+    """A number in a few digits; None for what is none."""
+    return float(f"{value:.{digits}g}") if isinstance(value, int | float) else None
+
+
 @dataclass(frozen=True)
 class Series:
     """A line of a chart.

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from offline.errors import LakeError
-from offline.traces import Trace, find_episode, is_frame, numbers_of, read_traces
+from offline.traces import (
+    Trace,
+    ending_of,
+    find_episode,
+    is_frame,
+    numbers_of,
+    read_traces,
+)
 from rl_ops import columns as c
 from workflows.plots import header
-from workflows.reports.blocks import Traces, text
+from workflows.reports.blocks import Traces, rounded, text
 from workflows.reports.curves import numbers
 from workflows.reports.run_tables import Rows
 from workflows.trace_tables import flags, short
@@ -132,19 +139,14 @@ def _thinned(total: int, certain: Sequence[int]) -> list[int]:
 
 
 def _row(table: Mapping[str, Sequence[Any]], i: int) -> list[Any]:
-    if table["aborted"][i]:
-        ended = "aborted"
-    else:
-        ends = [name for name in (c.TERMINATED, c.TRUNCATED) if table[name][i]]
-        ended = " ".join(ends) or "ended"
-    returned = table["return"][i]
+    flags_of = {name: table[name][i] for name in (c.ABORTED, c.TERMINATED, c.TRUNCATED)}
     return [
         text(table["episode_id"][i]),
         text(table["run_id"][i]),
         text(table["kind"][i]),
-        None if returned is None else float(f"{returned:.6g}"),
+        rounded(table["return"][i]),
         table["length"][i],
-        ended,
+        ending_of(**flags_of),
         table["version"][i],
     ]
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from workflows.reports.blocks import Block, Chart, Facts, Section, Series, Table, text
+from workflows.reports.blocks import Block, Chart, Facts, Section, Series, Table, rounded, text
 from workflows.reports.curves import numbers
 from workflows.reports.run_tables import Rows, RunData, settings_of
 
@@ -96,7 +96,13 @@ def _lag(rows: Rows, runs: Sequence[RunData]) -> list[Block]:
         holds = bool(row["consistent"]) and (bound is None or row["most"] <= bound)
         verdict = "holds" if bound is not None and holds else ("no bound" if holds else "BROKEN")
         tone = "good" if holds else "bad"
-        figures = (row["fragments"], row["rows"], float(f"{row['mean']:.4g}"), row["most"], bound)
+        figures = (
+            row["fragments"],
+            row["rows"],
+            rounded(row["mean"], digits=4),
+            row["most"],
+            bound,
+        )
         table.append([text(run_id), *figures, {"text": verdict, "tone": tone}])
     columns = ("run", "fragments used", "rows used", "mean lag", "greatest lag", "bound", "audit")
     note = "lag: versions that the learner was ahead of the policy that had acted, worked out anew"
@@ -204,7 +210,7 @@ def _lineage(rows: Rows) -> list[Block]:
                 row["checkpoint_id"],
                 row["env_steps"],
                 row["policy_version"],
-                None if row["return_mean"] is None else float(f"{row['return_mean']:.6g}"),
+                rounded(row["return_mean"]),
                 _versions(row["table_versions"]),
                 text(row["sha256"])[:16],
             ]
@@ -274,7 +280,7 @@ def _estimates(rows: Rows) -> list[Block]:
             text(row["run_id"]),
             row["policy_version"],
             text(row["estimator"]),
-            *(None if row[key] is None else float(f"{row[key]:.6g}") for key in keys),
+            *(rounded(row[key]) for key in keys),
         ]
         for row in found
     ]

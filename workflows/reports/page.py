@@ -2,13 +2,11 @@
 
 import base64
 import hashlib
-import json
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from workflows.files import write_whole
 from workflows.output import json_line
 from workflows.reports.blocks import Report
 
@@ -50,19 +48,10 @@ def write_page(report: Report, path: Path) -> int:
     """Write the page, whole or not at all; its bytes.
 
     Raises:
-        OSError: it cannot be written.
+        Failure: it cannot be written.
     """
     page = html_page(report).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    write_whole(path, page)
     return len(page)
 
 
@@ -79,10 +68,3 @@ def _raw(text: str) -> Any:
 def _hash(text: str) -> str:
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"sha256-{digest}"
-
-
-def parse_embedded(page: str) -> Any:
-    """The data of a page, for who reads a report by program."""
-    start = page.index('<script type="application/json" id="data">')
-    begin = page.index(">", start) + 1
-    return json.loads(page[begin : page.index("</script>", begin)])

@@ -18,6 +18,7 @@ from workflows.reports.blocks import (
     Table,
     Traces,
     Videos,
+    rounded,
     text,
 )
 from workflows.reports.curves import LEVEL, Curve, band, numbers, thinned
@@ -55,21 +56,21 @@ def run_report(
         subtitle=f"{algo} on {env}" if same else "several algorithms or environments",
         sections=[
             Section("overview", "Overview", overview(runs)),
-            *training_sections(runs),
+            Section("learning", "Learning", learning(runs)),
+            Section("losses", "Losses", _small_charts(runs, "learner/", x=axis_of(runs))),
+            Section("time", "Throughput and time", _time(runs)),
             *lake_sections,
-            Section("videos", "Videos", [videos] if videos is not None else []),
-            Section("traces", "Traces", [traces] if traces is not None else []),
+            *closing_sections(videos, traces),
             Section("settings", "Settings", _settings(runs)),
         ],
     )
 
 
-def training_sections(runs: Sequence[RunData]) -> list[Section]:
-    """Learning, losses, and time: what the metrics of runs say."""
+def closing_sections(videos: Videos | None, traces: Traces | None) -> list[Section]:
+    """Films and the trace browser, as far as there are any."""
     return [
-        Section("learning", "Learning", learning(runs)),
-        Section("losses", "Losses", _small_charts(runs, "learner/", x=axis_of(runs))),
-        Section("time", "Throughput and time", _time(runs)),
+        Section("videos", "Videos", [videos] if videos is not None else []),
+        Section("traces", "Traces", [traces] if traces is not None else []),
     ]
 
 
@@ -91,8 +92,8 @@ def overview(runs: Sequence[RunData]) -> list[Block]:
             *(text(run.about.get(key)) for key in ("algo", "env")),
             run.about.get("seed"),
             *(_whole(run.last(key)) for key in ("env_steps", "grad_steps")),
-            _rounded(run.last(_RETURN)),
-            _rounded(_best(run)),
+            rounded(run.last(_RETURN)),
+            rounded(_best(run)),
         ]
         for run in runs
     ]
@@ -146,14 +147,14 @@ def returns_chart(runs: Sequence[RunData], key: str, title: str, x: str) -> Char
         return Chart(title, lines, _label(x), _units(key), note) if lines else None
     series: list[Series] = []
     bands: list[Series] = []
-    for number, (name, members) in enumerate(groups.items()):
-        curves = [curve for run in members if (curve := run.curve(key, x)) is not None]
-        series += [_series(run.run_id, run.curve(key, x), number, faint=True) for run in members]
-        found = band(curves)
+    for number, (group, members) in enumerate(groups.items()):
+        curves = {run.run_id: c for run in members if (c := run.curve(key, x)) is not None}
+        series += [_series(name, c, number, faint=True) for name, c in curves.items()]
+        found = band(list(curves.values()))
         if found is not None:
             bands.append(
                 Series(
-                    text(f"{name} ({len(curves)} seeds)"),
+                    text(f"{group} ({len(curves)} seeds)"),
                     numbers(found.x),  # type: ignore[arg-type]
                     numbers(found.y),
                     low=numbers(found.low),
@@ -320,10 +321,6 @@ def _stage(key: str) -> str:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
 
 
 def _count(value: float | None) -> str:

@@ -1,9 +1,8 @@
 """The report of a sweep: its trials, what their settings did, and the runs they were."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 from workflows.reports.blocks import (
@@ -19,11 +18,12 @@ from workflows.reports.blocks import (
     Table,
     Traces,
     Videos,
+    rounded,
     text,
 )
-from workflows.reports.run_page import POINTS, axis_of, returns_chart
+from workflows.reports.run_page import axis_of, closing_sections, returns_chart
 from workflows.reports.run_tables import RunData
-from workflows.sweeps.trials import SWEEP, TRIALS
+from workflows.sweeps.trials import Record
 
 _LINES: Final = 40
 """Trials of which the curve is drawn: the best."""
@@ -31,37 +31,13 @@ _SPREAD: Final = 30.0
 """A setting whose greatest value is so many times its least is drawn on a logarithmic axis."""
 
 
-class Sweep:
-    """A sweep as its folder tells it.
-
-    Args:
-        folder: `<storage>/<sweep id>`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.about: dict[str, Any] = json.loads((folder / SWEEP).read_text())
-        trials: list[dict[str, Any]] = json.loads((folder / TRIALS).read_text())
-        sign = -1 if self.about["mode"] == "max" else 1
-        self.trials = sorted(trials, key=lambda trial: self._rank(trial, sign))
-
-    def figure(self, trial: Mapping[str, Any]) -> float | None:
-        """What the sweep compares."""
-        value = trial["metrics"].get(self.about["metric"])
-        is_number = isinstance(value, int | float) and math.isfinite(value)
-        return float(value) if is_number else None
-
-    def _rank(self, trial: Mapping[str, Any], sign: int) -> float:
-        value = self.figure(trial)
-        return math.inf if value is None else sign * value
-
-    @property
-    def run_ids(self) -> list[str]:
-        """Of the trials that began, the best first."""
-        return [trial["run_id"] for trial in self.trials if trial.get("run_id")]
+def run_ids_of(sweep: Record) -> list[str]:
+    """Of the trials that began, the best first."""
+    return [trial["run_id"] for trial in sweep.ordered() if trial.get("run_id")]
 
 
 def sweep_report(
-    sweep: Sweep,
+    sweep: Record,
     runs: Sequence[RunData],
     *,
     faults: Section,
@@ -88,24 +64,22 @@ def sweep_report(
             Section("settings-and-results", "Settings and results", _settings(sweep)),
             Section("learning", "Learning", _learning(sweep, runs)),
             faults,
-            Section("videos", "Videos", [videos] if videos is not None else []),
-            Section("traces", "Traces", [traces] if traces is not None else []),
+            *closing_sections(videos, traces),
             Section("file", "File", [Details("the sweep's file", str(about.get("file", "")))]),
         ],
     )
 
 
-def _overview(sweep: Sweep) -> list[Block]:
-    about, counted = sweep.about, dict[str, int]()
-    for trial in sweep.trials:
-        counted[trial["status"]] = counted.get(trial["status"], 0) + 1
+def _overview(sweep: Record) -> list[Block]:
+    about, trials = sweep.about, sweep.ordered()
+    counted = Counter(trial["status"] for trial in trials)
     states = ", ".join(f"{number} {text(status)}" for status, number in sorted(counted.items()))
-    best = sweep.trials[0] if sweep.trials and sweep.figure(sweep.trials[0]) is not None else None
+    best = trials[0] if trials and sweep.figure(trials[0]) is not None else None
     tone = {"finished": "good", "failed": "bad"}.get(str(about.get("status")), "warn")
     facts = [
         ("status", text(about.get("status")), tone),
         ("created", text(about.get("created_at")), ""),
-        ("trials", f"{len(sweep.trials)}: {states}", ""),
+        ("trials", f"{len(trials)}: {states}", ""),
     ]
     blocks: list[Block] = [Facts(facts)]
     if best is not None:
@@ -129,18 +103,18 @@ def _overview(sweep: Sweep) -> list[Block]:
                 "tone": "bad" if trial["status"] == "error" else "",
             },
             *(_cell(trial["config"].get(name)) for name in names),
-            _rounded(sweep.figure(trial)),
+            rounded(sweep.figure(trial)),
             trial["metrics"].get("env_steps"),
-            _rounded(trial["metrics"].get("time_s")),
+            rounded(trial["metrics"].get("time_s")),
             text(trial.get("error"), limit=160),
         ]
-        for trial in sweep.trials
+        for trial in trials
     ]
     return [*blocks, Table("trials", [text(name) for name in columns], table)]
 
 
-def _settings(sweep: Sweep) -> list[Block]:
-    known = [trial for trial in sweep.trials if sweep.figure(trial) is not None]
+def _settings(sweep: Record) -> list[Block]:
+    known = [trial for trial in sweep.ordered() if sweep.figure(trial) is not None]
     if not known:
         return [Note("No trial has a figure yet.")]
     metric = text(sweep.about["metric"])
@@ -178,9 +152,9 @@ def _scatter(
     return Chart(f"{metric} by {name}", series, name, metric, log_x=is_log)
 
 
-def _learning(sweep: Sweep, runs: Sequence[RunData]) -> list[Block]:
+def _learning(sweep: Record, runs: Sequence[RunData]) -> list[Block]:
     by_id = {run.run_id: run for run in runs}
-    ordered = [by_id[name] for name in sweep.run_ids if name in by_id][:_LINES]
+    ordered = [by_id[name] for name in run_ids_of(sweep) if name in by_id][:_LINES]
     if not ordered:
         return []
     x, metric = axis_of(ordered), sweep.about["metric"]
@@ -188,7 +162,7 @@ def _learning(sweep: Sweep, runs: Sequence[RunData]) -> list[Block]:
     if metric != "episode_return_mean":
         title = "Return of training episodes"
         charts.append(returns_chart(ordered, "episode_return_mean", title, x))
-    return [chart for chart in charts if chart is not None and len(chart.series) <= POINTS]
+    return [chart for chart in charts if chart is not None]
 
 
 def _spreads(values: Sequence[Any]) -> bool:
@@ -201,9 +175,5 @@ def _cell(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | str | None):
         return text(json.dumps(value, default=str), limit=60)
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return rounded(value, digits=5)
     return text(value) if isinstance(value, str) else value
-
-
-def _rounded(value: Any) -> float | None:
-    return float(f"{value:.6g}") if isinstance(value, int | float) else None

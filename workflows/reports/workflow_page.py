@@ -1,6 +1,7 @@
 """The report of a scheduled workflow: its runs, their steps, gates and promotions."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ _SHOWN: Final = 400
 
 
 def workflow_report(
-    name: str, states: Sequence[RunState], entries: Sequence[Entry], learning: Sequence[Section]
+    name: str, states: Sequence[RunState], entries: Sequence[Entry], learning: Section
 ) -> Report:
     """The page of a workflow.
 
@@ -33,7 +34,7 @@ def workflow_report(
         name: of the workflow.
         states: its runs by logical time, the oldest first.
         entries: changes of aliases that it made.
-        learning: sections about its training runs.
+        learning: curves of its training runs.
     """
     newest = list(states)[-_SHOWN:]
     return Report(
@@ -45,7 +46,7 @@ def workflow_report(
             Section("time", "Time", _durations(newest)),
             Section("figures", "Figures", _figures(newest)),
             Section("registry", "Promotions", _promotions(entries)),
-            *learning,
+            learning,
         ],
     )
 
@@ -62,13 +63,10 @@ def training_runs(states: Sequence[RunState]) -> list[str]:
 
 
 def _overview(states: Sequence[RunState]) -> list[Block]:
-    counted: dict[str, int] = {}
-    for state in states:
-        counted[state.status] = counted.get(state.status, 0) + 1
-    failed = counted.get("failed", 0)
-    facts = [(status, f"{number:,}", "") for status, number in sorted(counted.items())]
+    counted = Counter(state.status for state in states)
     facts = [
-        (name, value, "bad" if name == "failed" and failed else "") for name, value, _ in facts
+        (status, f"{number:,}", "bad" if status == "failed" else "")
+        for status, number in sorted(counted.items())
     ]
     if states:
         first, last = states[0].logical_time, states[-1].logical_time

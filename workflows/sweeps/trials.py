@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 SWEEP: Final = "sweep.json"
 TRIALS: Final = "trials.json"
@@ -26,12 +26,23 @@ class Record:
     about: dict[str, Any]
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """A sweep as its folder tells it, its status in `about`."""
+        record = cls(folder, json.loads((folder / SWEEP).read_text()))
+        record.take_up()
+        return record
+
     def begin(self) -> None:
         """Note that the sweep runs."""
         if (self.folder / TRIALS).is_file():
-            known = json.loads((self.folder / TRIALS).read_text())
-            self.trials = {trial["trial_id"]: trial for trial in known}
+            self.take_up()
         self._write("running")
+
+    def take_up(self) -> None:
+        """Go by the trials that the folder has."""
+        known = json.loads((self.folder / TRIALS).read_text())
+        self.trials = {trial["trial_id"]: trial for trial in known}
 
     def end(self, status: str) -> None:
         """Note how it ended."""

@@ -92,7 +92,7 @@ function drawChart(block, host, options) {
     scales: { x: { time: block.time, distr: block.log_x ? 3 : 1 },
       y: block.filled ? { range: (_, low, high) => [Math.min(low, 0), high > 0 ? high * 1.05 : 1] } : {} },
     legend: { show: false },
-    cursor: { sync: options.sync ? { key: options.sync } : undefined, focus: { prox: options.legend === undefined ? 24 : -1 }, points: { size: 7 } },
+    cursor: { sync: options.sync ? { key: options.sync } : undefined, focus: { prox: options.steady ? -1 : 24 }, points: { size: 7 } },
     focus: { alpha: 0.35 },
     axes: [axis({ label: block.x_label || undefined, labelSize: 20, size: 38,
         values: block.time ? (_, ticks) => days(ticks) : (_, ticks) => ticks.map((v) => (v === null ? "" : short(v))) }),

@@ -52,7 +52,7 @@ function drawTraces(block, host) {
     const lines = trace.panels.map((panel) => {
       const box = el("div"); charts.append(el("h4", {}, panel.title), box);
       return drawChart({ title: panel.title, x_label: "", series: panel.series.map((s) => ({ name: s.name, x: trace.t, y: s.y })) }, box,
-        { height: 150, sync: "trace", legend: panel.series.length > 1 });
+        { height: 150, sync: "trace", steady: true, legend: panel.series.length > 1 });
     }).filter(Boolean);
     const rows = trace.t.map((value, i) => trace.table.map((column) => column.values[i]));
     const grid = drawTable({ title: "steps", columns: trace.table.map((c) => c.name), rows }, steps,
