@@ -242,8 +242,8 @@ def read_traces(lake: "Lake", run_id: str, ids: Sequence[str]) -> dict[str, Trac
         ids: of the episodes, whole.
 
     Returns:
-        Id → trace, in the order of `ids`; those without an end, without steps, or with steps of
-        several agents are left out.
+        Id → trace, in the order of `ids`; those without steps, or with steps of several agents,
+        are left out.
     """
     listed = _rows(
         lake,
@@ -251,6 +251,8 @@ def read_traces(lake: "Lake", run_id: str, ids: Sequence[str]) -> dict[str, Trac
         [run_id, list(ids)],
     )
     episodes = {row.episode_id: row for row in listed}
+    for name in (name for name in dict.fromkeys(ids) if name not in episodes):
+        episodes |= {row.episode_id: row for row in _of_steps(lake, name, run_id)}
     where = [(c.RUN_ID, "=", run_id), (c.EPISODE_ID, "in", list(episodes))]
     rows = (
         lake.steps(where=where)

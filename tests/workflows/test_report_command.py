@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import numpy as np
 import pytest
 
-from tests.workflows.report_kit import HOSTILE, SEEDS, data_of, storage_of, sweep_of
+from offline.lake import Lake
+from offline.tables import create_tables
+from tests.offline.traces_kit import put
+from tests.workflows.report_kit import HOSTILE, SEEDS, data_of, frames_of, storage_of, sweep_of
 from workflows.reports.episodes import choose
 from workflows.reports.page import embedded
 
@@ -172,6 +176,27 @@ def test_a_named_episode_is_there_and_opens_first(millrace, storage, tmp_path):
     assert next(iter(data["traces"])) == data["first"]
     assert data["first"].startswith("run/")
     assert len(data["traces"]) == 2
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["among-others", "alone"])
+def test_a_named_episode_of_which_there_are_steps_only_is_listed(millrace, tmp_path, listed):
+    lake = Lake(tmp_path / "lake")
+    create_tables(lake.storage)
+    frames_of(lake, count=3)
+    named = "r/frames"
+    deltalake.DeltaTable(lake.storage.table_uri("episodes")).delete()
+    if listed:
+        other = {"run_id": "r", "episode_id": "r/other", "kind": "train", "length": 4}
+        put(lake, "episodes", [other])
+    out = tmp_path / "p.html"
+    done = millrace("report", "r", "--episode", named, "--storage", tmp_path, "--out", out)
+    assert done.exit_code == 0, done.output
+    data = blocks(data_of(out.read_text()), "traces", "traces")[0]["data"]
+    assert data["first"] == named, data["note"]
+    assert len(data["traces"][named]["reward"]) == 3
+    assert len(data["rows"]) == 1 + listed
+    row = dict(zip([x for x in data["columns"] if x != "run"], data["rows"][-1], strict=True))
+    assert (row["episode"], row["length"], row["ended"]) == (named, 3, "terminated")
 
 
 def test_hostile_text_is_data_and_short(page):

@@ -11,6 +11,7 @@ import numpy as np
 
 from offline.errors import LakeError
 from offline.traces import (
+    EpisodeRow,
     Trace,
     ending_of,
     find_episode,
@@ -65,13 +66,16 @@ def traces_of(rows: Rows, *, count: int, named: Sequence[str] = (), storage: str
     Raises:
         LakeError: a named episode is not there, or of another run.
     """
-    listed = rows(_LISTED)
+    table = rows(_LISTED).to_pydict()
+    telling = [table["episode_id"][i] for i in choose(table, count)]
     wanted = [_named(rows, name) for name in named]
-    if listed.num_rows == 0:
+    for row in wanted:
+        if row.episode_id not in table["episode_id"]:
+            _list_unfinished(table, row)
+    if not table["episode_id"]:
         return None
-    table = {name: listed.column(name).to_pylist() for name in listed.column_names}
     index = {episode: i for i, episode in enumerate(table["episode_id"])}
-    chosen = [*wanted, *(table["episode_id"][i] for i in choose(table, count))]
+    chosen = [*(row.episode_id for row in wanted), *telling]
     budget, read, traces = Budget(), dict[str, Trace](), dict[str, Any]()
     for run_id in dict.fromkeys(table["run_id"][index[name]] for name in chosen):
         ids = [name for name in chosen if table["run_id"][index[name]] == run_id]
@@ -84,7 +88,7 @@ def traces_of(rows: Rows, *, count: int, named: Sequence[str] = (), storage: str
         found = _trace(read[episode_id], budget)
         if found is not None:
             traces[text(episode_id)] = found
-    shown = _thinned(len(index), [index[name] for name in chosen if name in index])
+    shown = _thinned(len(index), [index[name] for name in chosen])
     left_out = 1 if len(rows.run_ids) == 1 else None  # one run's name on every line says nothing
     data = {
         "columns": [name for k, name in enumerate(_COLUMNS) if k != left_out],
@@ -151,8 +155,8 @@ def _row(table: Mapping[str, Sequence[Any]], i: int) -> list[Any]:
     ]
 
 
-def _named(rows: Rows, given: str) -> str:
-    """The id of an episode that is wanted, of one of the runs.
+def _named(rows: Rows, given: str) -> EpisodeRow:
+    """An episode that is wanted, of one of the runs.
 
     Raises:
         LakeError: there is none, or it is another run's.
@@ -162,7 +166,14 @@ def _named(rows: Rows, given: str) -> str:
         raise LakeError(
             f"episode {row.episode_id!r} is of run {row.run_id!r}, which is not in this report"
         )
-    return row.episode_id
+    return row
+
+
+def _list_unfinished(table: Mapping[str, list[Any]], row: EpisodeRow) -> None:
+    """Add an episode that nobody saw end, of which table `episodes` has no row."""
+    known = {**vars(row), "return": row.return_, "version": row.policy_version_last}
+    for name, column in table.items():
+        column.append(known[name])
 
 
 def _trace(trace: Trace, budget: Budget) -> dict[str, Any] | None:
