@@ -4,7 +4,7 @@ Values of all actions, by a soft maximum, are pushed down, and those of logged a
 continuous actions it is a soft actor-critic; with discrete ones the network that acts gives Q of
 every action, and acting by chance draws them in proportion to exp Q.
 
-Legend: B rows, P distribution parameters, A actions, K critics.
+Legend: B rows, A actions, K critics.
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,10 @@ from pipelines.off_policy import (
     Learned,
     ReplayLearner,
     follower_of,
-    frozen,
     noted_steps,
 )
 from pipelines.soft_actor import TemperatureConfig, build_soft, sample, target_entropy, temper
+from pipelines.soft_nets import soft_nets
 from pipelines.specs import PolicyKind
 from pipelines.statistics import new_moments
 from rl_ops.batch import Batch
@@ -43,7 +43,7 @@ from rl_ops.learner import Loss
 from rl_ops.models import build_model
 from rl_ops.q_losses import double_q_value, taken, td_target
 from rl_ops.sampled_critics import SampledCritics
-from rl_ops.soft_losses import clipped_double_q, soft_next_value, soft_policy_loss
+from rl_ops.soft_losses import clipped_double_q, soft_next_value
 
 
 class CQLConfig(LoggedConfig):
@@ -87,7 +87,9 @@ class CQLLearner(ReplayLearner[CQLConfig]):
         soft, self._follower = build_soft(
             self, num_critics=config.num_critics, inputs=distribution.size, outputs=1
         )
-        self.sampled = SampledCritics(soft.critics)
+        self.nets = soft_nets(self, soft)
+        kept = self.config.conservative.gradient_samples
+        self.sampled = SampledCritics(soft.critics, kept=kept)
         return CQLModules(**vars(soft), gap_weight=weight, gap_optimizer=self.optimizer(weight))
 
     def learn(self, batch: Batch) -> Learned:
@@ -123,76 +125,63 @@ class CQLLearner(ReplayLearner[CQLConfig]):
     def learn_soft(self, modules: CQLModules, batch: Batch, *, lr: float) -> Learned:
         """Continuous actions: a step of the critics, of the actor and of both learned weights."""
         given, alpha = self.config.actor_lr, modules.alpha
-        # one pass serves the critics' samples, their targets, and the actor, which moves after.
-        params_2BP = modules.model(torch.cat([batch.obs, batch.bootstrap_obs]))[0]
-        step, td_error_KB, gap_KB = self.critic_step(
-            modules, batch, params_2BP.detach(), alpha=alpha, lr=lr
-        )
-        loss, entropy_B = self.actor_loss(modules, batch, params_2BP[: batch.rows], alpha)
+        step, td_error_KB, gap_KB = self.critic_step(modules, batch, alpha=alpha, lr=lr)
+        loss, entropy_B = self.nets.actor_loss(batch, alpha)
         actor_lr = lr if given is None else self.at(given)
-        noted = noted_steps(step, self.step(modules.actor_optimizer, loss, lr=actor_lr))
+        actor_step = self.checked(loss.terms, modules.actor_optimizer.descend(lr=actor_lr))
+        noted = noted_steps(step, actor_step)
         noted |= temper(self, entropy_B, self.target_entropy, is_weight=batch.is_weight)
         noted |= weigh(self, gap_KB, is_weight=batch.is_weight)
         noted |= {"alpha": alpha, "entropy": entropy_B.mean()}
         return Learned(noted, td_error_KB.abs().mean(0))
 
     def critic_step(
-        self,
-        modules: CQLModules,
-        batch: Batch,
-        params_2BP: torch.Tensor,
-        *,
-        alpha: torch.Tensor,
-        lr: float,
+        self, modules: CQLModules, batch: Batch, *, alpha: torch.Tensor, lr: float
     ) -> tuple[Mapping[str, torch.Tensor | float], torch.Tensor, torch.Tensor]:
         """A step down the squared td error and the weighted gap, summed over critics.
 
         Returns:
-            What is noted of it; td error and gap [K, B], detached.
+            What is noted of it; td error and gap [K, B].
 
         Source: eq. 4 by appendix F. Differs: the td error is not halved, as in the authors' code.
         """
         weight, is_weight, rows = modules.gap_weight.value, batch.is_weight, batch.rows
-        next_value_B = self.next_value(modules, batch.bootstrap_obs, params_2BP[rows:], alpha)
+        params_2BP = self.nets.params(batch)
+        next_value_B = self.next_value(batch.bootstrap_obs, params_2BP[rows:], alpha)
         target_B = td_target(batch.return_n, batch.bootstrap_discount, next_value_B)
-        q_KB = modules.critics(batch.obs, batch.action)[..., 0]
+        q_KB = self.nets.q(batch.obs, batch.action)
         td_error_KB = target_B - q_KB
-        td_loss = (is_weight * td_error_KB.square()).mean(1).sum()
-        optimizer = modules.critic_optimizer
-        optimizer.grad.zero_()
-        (td_loss - weight * (is_weight * q_KB).mean(1).sum()).backward()
-        action, log_density = sampled_actions(
-            self, params_2BP, self.config.conservative.num_samples
-        )
+        # of the td error, and of the gap by the logged action; its other part is added below
+        self.nets.descend((2 * td_error_KB + weight) * (is_weight * (-1 / rows)))
         mass_KB = self.sampled.descend(
-            batch.obs, action, log_density, slope_B=weight * is_weight / rows
+            batch.obs,
+            *sampled_actions(self, params_2BP, self.config.conservative.num_samples),
+            slope_B=weight * is_weight / rows,
+            offset_B=self.offsets(rows),
         )
-        gap_KB = mass_KB - q_KB.detach()
-        gap = weight * (is_weight * gap_KB).mean(1).sum()
-        terms = {"critic_loss": td_loss.detach(), "conservative_loss": gap}
-        noted = self.checked(terms, optimizer.descend(lr=lr))
-        return {**noted, "q_mean": q_KB.detach().mean()}, td_error_KB.detach(), gap_KB
+        gap_KB = mass_KB - q_KB
+        terms = {
+            "critic_loss": (is_weight * td_error_KB.square()).mean(1).sum(),
+            "conservative_loss": weight * (is_weight * gap_KB).mean(1).sum(),
+        }
+        noted = self.checked(terms, modules.critic_optimizer.descend(lr=lr))
+        return {**noted, "q_mean": q_KB.mean()}, td_error_KB, gap_KB
 
-    @torch.no_grad()
+    def offsets(self, rows: int) -> torch.Tensor | None:
+        """[B] uniform, by which actions are kept for the gradient; None where all are."""
+        if self.config.conservative.gradient_samples is None:
+            return None
+        return torch.rand(rows, generator=self.generator).to(self.world.device)
+
     def next_value(
-        self, modules: CQLModules, obs: torch.Tensor, params_BP: torch.Tensor, alpha: torch.Tensor
+        self, obs: torch.Tensor, params_BP: torch.Tensor, alpha: torch.Tensor
     ) -> torch.Tensor:
         """[B] of observations, by the target critics and one action of the policy of now."""
         action, logp_B = sample(self, params_BP)
-        q_KB = modules.target(obs, action)[..., 0]
+        q_KB = self.nets.target_q(obs, action)
         if self.config.entropy_target:
             return soft_next_value(q_KB, logp_B, alpha)
         return clipped_double_q(q_KB)
-
-    def actor_loss(
-        self, modules: CQLModules, batch: Batch, params_BP: torch.Tensor, alpha: torch.Tensor
-    ) -> tuple[Loss, torch.Tensor]:
-        """SAC's, of an action of the policy; and the entropy [B] that it estimates."""
-        action, logp_B = sample(self, params_BP)
-        with frozen(modules.critics):
-            q_KB = modules.critics(batch.obs, action)[..., 0]
-        loss_B = soft_policy_loss(q_KB, logp_B, alpha)
-        return Loss({"actor_loss": (batch.is_weight * loss_B).mean()}, {}), -logp_B.detach()
 
 
 def dataflow(config: CQLConfig) -> Dataflow:

@@ -6,7 +6,6 @@ arXiv:1910.07207 (discrete actions).
 Legend: B rows, A actions, K critics.
 """
 
-from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,7 +18,6 @@ from pipelines.off_policy import (
     TRANSITION,
     Learned,
     ReplayLearner,
-    frozen,
     noted_steps,
     replayed,
     transitions,
@@ -32,19 +30,17 @@ from pipelines.soft_actor import (
     target_entropy,
     temper,
 )
+from pipelines.soft_nets import soft_nets
 from pipelines.specs import PolicyKind
-from pipelines.written_soft import WrittenSoft
 from rl_ops.batch import Batch
 from rl_ops.distributions import Categorical, SquashedGaussian
 from rl_ops.errors import SpecError
 from rl_ops.exploration import RandomFirst, Sample
 from rl_ops.learner import Loss
-from rl_ops.optim import FlatOptimizer
 from rl_ops.q_losses import taken, td_target
 from rl_ops.soft_losses import (
     soft_next_value,
     soft_next_value_discrete,
-    soft_policy_loss,
     soft_policy_loss_discrete,
 )
 
@@ -88,7 +84,7 @@ class SACLearner(ReplayLearner[SACConfig]):
         modules, self._follower = build_soft(
             self, num_critics=self.config.num_critics, inputs=inputs, outputs=outputs
         )
-        self.written = WrittenSoft.of(self, modules)
+        self.nets = None if self.is_discrete else soft_nets(self, modules)
         return modules
 
     def learn(self, batch: Batch) -> Learned:
@@ -97,69 +93,63 @@ class SACLearner(ReplayLearner[SACConfig]):
         alpha = modules.alpha
         lr = self.at(config.optim.lr)
         actor_lr = lr if config.actor_lr is None else self.at(config.actor_lr)
-        losses = self if self.written is None else self.written
-        critic_loss, td_error_KB, q_KB = losses.critic_loss(batch, alpha)
-        critic_step = self._take(modules.critic_optimizer, critic_loss, lr=lr)
-        actor_loss, entropy_B = losses.actor_loss(batch, alpha)
-        actor_step = self._take(modules.actor_optimizer, actor_loss, lr=actor_lr)
+        td_error_KB, q_KB = self.critic_gradient(batch, alpha)
+        critic_loss = 0.5 * (batch.is_weight * td_error_KB.square()).mean(1).sum()
+        norm = modules.critic_optimizer.descend(lr=lr)
+        critic_step = self.checked({"critic_loss": critic_loss}, norm)
+        if self.nets is None:
+            actor_loss, entropy_B = self.actor_loss(batch, alpha)
+            actor_step = self.step(modules.actor_optimizer, actor_loss, lr=actor_lr)
+        else:
+            actor_loss, entropy_B = self.nets.actor_loss(batch, alpha)
+            norm = modules.actor_optimizer.descend(lr=actor_lr)
+            actor_step = self.checked(actor_loss.terms, norm)
         noted: dict[str, Any] = {**noted_steps(critic_step, actor_step)}
         noted |= temper(self, entropy_B, self.target_entropy, is_weight=batch.is_weight)
         self._follower.follow(self.updates)
         noted |= {"alpha": alpha, "entropy": entropy_B.mean(), "q_mean": q_KB.mean()}
         return Learned(noted, td_error_KB.abs().mean(0))
 
-    def _take(
-        self, optimizer: FlatOptimizer, loss: Loss, *, lr: float
-    ) -> Mapping[str, torch.Tensor | float]:
-        """A step down a loss, whose gradient is there already where it was written out."""
-        if self.written is None:
-            return self.step(optimizer, loss, lr=lr)
-        return self.checked(loss.terms, optimizer.descend(lr=lr))
-
-    def critic_loss(
+    def critic_gradient(
         self, batch: Batch, alpha: torch.Tensor
-    ) -> tuple[Loss, torch.Tensor, torch.Tensor]:
-        """Half the squared td error, summed over critics (Haarnoja et al. 2018, eq. 5).
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Leave the gradient of half the squared td error, summed over critics (eq. 5).
 
         Returns:
-            The loss, and without gradient the rows' td error and Q, [K, B] each.
+            Without gradient the rows' td error and Q, [K, B] each.
         """
-        critics = self.modules.critics
-        target_B = td_target(
-            batch.return_n, batch.bootstrap_discount, self.next_value(batch.bootstrap_obs, alpha)
-        )
-        if self.is_discrete:
-            q_KB = torch.stack([taken(q_BA, batch.action) for q_BA in critics(batch.obs)])
+        modules, nets = self.modules, self.nets
+        if nets is None:
+            next_value_B = self.next_value(batch.bootstrap_obs, alpha)
+            q_KB = torch.stack([taken(q_BA, batch.action) for q_BA in modules.critics(batch.obs)])
         else:
-            q_KB = critics(batch.obs, batch.action)[..., 0]
-        td_error_KB = target_B - q_KB
-        loss = 0.5 * (batch.is_weight * td_error_KB.square()).mean(1).sum()
-        return Loss({"critic_loss": loss}, {}), td_error_KB.detach(), q_KB.detach()
+            next_action, next_logp_B = sample(self, nets.params(batch)[batch.rows :])
+            next_q_KB = nets.target_q(batch.bootstrap_obs, next_action)
+            next_value_B = soft_next_value(next_q_KB, next_logp_B, alpha)
+            q_KB = nets.q(batch.obs, batch.action)
+        target_B = td_target(batch.return_n, batch.bootstrap_discount, next_value_B)
+        td_error_KB = target_B - q_KB.detach()
+        slope_KB = batch.is_weight * td_error_KB * (-1 / batch.rows)
+        if nets is None:
+            modules.critic_optimizer.grad.zero_()
+            torch.autograd.backward(q_KB, slope_KB)
+        else:
+            nets.descend(slope_KB)
+        return td_error_KB, q_KB.detach()
 
     @torch.no_grad()
     def next_value(self, obs: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-        """The soft value [B] of observations, by the target critics and the policy of now."""
-        modules = self.modules
-        params_BP = modules.model(obs)[0]
-        if self.is_discrete:
-            return soft_next_value_discrete(modules.target(obs), params_BP, alpha)
-        action, logp_B = sample(self, params_BP)
-        return soft_next_value(modules.target(obs, action)[..., 0], logp_B, alpha)
+        """Discrete actions: the soft value [B], by the target critics and the policy of now."""
+        params_BP = self.modules.model(obs)[0]
+        return soft_next_value_discrete(self.modules.target(obs), params_BP, alpha)
 
     def actor_loss(self, batch: Batch, alpha: torch.Tensor) -> tuple[Loss, torch.Tensor]:
-        """The actor's loss (eq. 7), and the entropy [B] of each row, a sample's if continuous."""
-        critics = self.modules.critics
+        """Discrete actions: the actor's loss (eq. 7), and the entropy [B] of each row."""
         params_BP = self.modules.model(batch.obs)[0]
-        if self.is_discrete:
-            with torch.no_grad():
-                q_KBA = critics(batch.obs)
-            loss_B = soft_policy_loss_discrete(q_KBA, params_BP, alpha)
-            entropy_B = self.distribution.entropy(params_BP)
-        else:
-            action, logp_B = sample(self, params_BP)
-            with frozen(critics):
-                q_KB = critics(batch.obs, action)[..., 0]
-            loss_B, entropy_B = soft_policy_loss(q_KB, logp_B, alpha), -logp_B
+        with torch.no_grad():
+            q_KBA = self.modules.critics(batch.obs)
+        loss_B = soft_policy_loss_discrete(q_KBA, params_BP, alpha)
+        entropy_B = self.distribution.entropy(params_BP)
         return Loss({"actor_loss": (batch.is_weight * loss_B).mean()}, {}), entropy_B.detach()
 
 

@@ -1,7 +1,7 @@
 """Critics at many actions of each observation, and the gradient of their log mass.
 
 Legend: B rows, D features of an observation, A of an action, H hidden, K critics, N actions of a
-row.
+row, M of them that the gradient goes through.
 
 CQL values 30 actions of each row, and nearly all of its time goes there: for 256 rows that are
 7680 rows through each critic. The observation's share of the first layer is computed once for all
@@ -20,30 +20,44 @@ from rl_ops.conservative_losses import sampled_log_mass
 from rl_ops.models import ACTIVATIONS
 from rl_ops.pullback import grad_of
 from rl_ops.q_models import CriticEnsemble
+from rl_ops.resampling import resample
 from rl_ops.written_mlp import Layer, written_critics
 
 _PIECE_ROWS: Final = 512
-"""Rows times actions that go forwards and backwards at once, on the CPU."""
+"""Rows times actions that go backwards at once, on the CPU."""
 
 
 class SampledCritics:
     """Log masses of critics, as `conservative_losses.sampled_log_mass` has them, and their slopes.
 
         mass_k(x) = log 1/N sum_i exp(Q_k(x, a_i) - log density_i)
+        d mass_k  = sum_i w_i dQ_k(x, a_i),  w = softmax of the same scores
+
+    Two thirds of the products are the gradient's. It can go through M of the N actions alone, the
+    heavy ones and some of the light ones in place of all (`resampling.resample`): the masses stay
+    those of N, and the gradient is theirs on average.
 
     Args:
         critics: whose parameters have their `grad` already.
+        kept: M; None for all.
     """
 
-    def __init__(self, critics: CriticEnsemble) -> None:
-        self._critics = critics
+    def __init__(self, critics: CriticEnsemble, *, kept: int | None = None) -> None:
+        self._critics, self._kept = critics, kept
         self._written: list[_WrittenCritic] | None = None
         plain = written_critics(critics, trained=True) is not None
         if plain and critics.spec.activation == "relu" and critics.num_layers > 1:
-            self._written = [_WrittenCritic(critics, k) for k in range(critics.num_critics)]
+            count = critics.num_critics
+            self._written = [_WrittenCritic(critics, k, kept=kept) for k in range(count)]
 
     def descend(
-        self, obs: Tensor, action_BNA: Tensor, log_density_BN: Tensor, *, slope_B: Tensor
+        self,
+        obs: Tensor,
+        action_BNA: Tensor,
+        log_density_BN: Tensor,
+        *,
+        slope_B: Tensor,
+        offset_B: Tensor | None = None,
     ) -> Tensor:
         """The masses, whose gradient is added to the parameters' `grad`.
 
@@ -52,36 +66,70 @@ class SampledCritics:
             action_BNA: [B, N, A] constants.
             log_density_BN: [B, N] of each, in nats.
             slope_B: [B] derivative of the loss by each critic's mass.
+            offset_B: [B] uniform in [0, 1), by which actions are kept where N is more than M.
 
         Returns:
             [K, B], detached.
         """
-        given = obs, action_BNA, log_density_BN, slope_B
+        if self._kept is None or self._kept >= action_BNA.shape[1]:
+            offset_B = None
+        elif offset_B is None:
+            raise ValueError(f"to keep {self._kept} of {action_BNA.shape[1]} actions takes offsets")
+        given = obs, action_BNA, log_density_BN, slope_B, offset_B
         if self._written is not None:
             return torch.stack([critic.descend(*given) for critic in self._written])
-        count = len(obs) if obs.device.type != "cpu" else max(1, _PIECE_ROWS // action_BNA.shape[1])
-        masses = []
-        for obs_, action_, log_density_, slope_ in zip(
-            *(torch.split(x, count) for x in given), strict=True
-        ):
-            mass_KB = sampled_log_mass(sampled_q(self._critics, obs_, action_), log_density_)
-            (slope_ * mass_KB).sum().backward()
-            masses.append(mass_KB.detach())
-        return torch.cat(masses, 1)
+        on_cpu = obs.device.type == "cpu"
+        count = _rows_at_once(action_BNA.shape[1], self._kept) if on_cpu else len(obs)
+        pieces = range(0, len(obs), count)
+        return torch.cat([self._piece(*_rows_of(given, low, low + count)) for low in pieces], 1)
+
+    def _piece(
+        self,
+        obs: Tensor,
+        action_BNA: Tensor,
+        log_density_BN: Tensor,
+        slope_B: Tensor,
+        offset_B: Tensor | None,
+    ) -> Tensor:
+        if offset_B is None:
+            mass_KB = sampled_log_mass(sampled_q(self._critics, obs, action_BNA), log_density_BN)
+            torch.autograd.backward((slope_B * mass_KB).sum())
+            return mass_KB.detach()
+        assert self._kept is not None  # or there were no offset
+        with torch.no_grad():
+            score_KBN = sampled_q(self._critics, obs, action_BNA) - log_density_BN
+            weight_BN = score_KBN.softmax(2).flatten(0, 1)
+            count = len(score_KBN)
+            which_BM, weight_BM = resample(weight_BN, self._kept, offset_B.repeat(count))
+            which = which_BM.view(count, len(obs), self._kept, 1)
+            action_KBNA = action_BNA.expand(count, -1, -1, -1)
+            kept_KBMA = action_KBNA.gather(2, which.expand(-1, -1, -1, action_BNA.shape[2]))
+            weight_KBM = weight_BM.view(count, len(obs), self._kept)
+        q_KBM = sampled_q(self._critics, obs, kept_KBMA)
+        torch.autograd.backward((slope_B.unsqueeze(1) * weight_KBM * q_KBM).sum())
+        return score_KBN.logsumexp(2) - math.log(action_BNA.shape[1])
 
 
-def sampled_q(critics: CriticEnsemble, obs: Tensor, action_BNA: Tensor) -> Tensor:
+def _rows_at_once(samples: int, kept: int | None) -> int:
+    return max(1, _PIECE_ROWS // min(samples, kept or samples))
+
+
+def _rows_of(given: tuple[Tensor | None, ...], low: int, high: int) -> list[Any]:
+    return [None if x is None else x[low:high] for x in given]
+
+
+def sampled_q(critics: CriticEnsemble, obs: Tensor, action: Tensor) -> Tensor:
     """Q of N actions of each observation, which are features of but once.
 
     Args:
         critics: of K.
         obs: [B, *shape].
-        action_BNA: [B, N, A].
+        action: [B, N, A] for all critics, or [K, B, N, A] for each.
 
     Returns:
         [K, B, N], with gradient.
     """
-    rows, samples, size = action_BNA.shape
+    rows, samples, size = action.shape[-3:]
     if critics.conv is not None:
         features: Tensor = critics.conv(obs)
     else:
@@ -90,8 +138,8 @@ def sampled_q(critics: CriticEnsemble, obs: Tensor, action_BNA: Tensor) -> Tenso
     weight, bias = critics.layer(0)
     count = critics.num_critics
     of_obs = torch.baddbmm(bias, features.expand(count, -1, -1), weight[:, :width])
-    action = action_BNA.reshape(rows * samples, size).expand(count, -1, -1)
-    of_action = torch.bmm(action, weight[:, width:]).view(count, rows, samples, -1)
+    flat = action.expand(count, -1, -1, -1).reshape(count, rows * samples, size)
+    of_action = torch.bmm(flat, weight[:, width:]).view(count, rows, samples, -1)
     x = (of_obs.unsqueeze(2) + of_action).flatten(1, 2)
     for i in range(1, critics.num_layers):
         weight, bias = critics.layer(i)
@@ -102,26 +150,32 @@ def sampled_q(critics: CriticEnsemble, obs: Tensor, action_BNA: Tensor) -> Tenso
 class _WrittenCritic:
     """One plain critic with relu between its layers, its gradient written out."""
 
-    def __init__(self, critics: CriticEnsemble, k: int) -> None:
+    def __init__(self, critics: CriticEnsemble, k: int, *, kept: int | None) -> None:
+        self._kept = kept
         stacks = [critics.layer(i) for i in range(critics.num_layers)]
         self._first, *self._rest = (
             Layer(weight.detach()[k], bias.detach()[k, 0], grad_of(weight)[k], grad_of(bias)[k, 0])
             for weight, bias in stacks
         )
-        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._buffers: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @torch.no_grad()
     def descend(
-        self, obs: Tensor, action_BNA: Tensor, log_density_BN: Tensor, slope_B: Tensor
+        self,
+        obs: Tensor,
+        action_BNA: Tensor,
+        log_density_BN: Tensor,
+        slope_B: Tensor,
+        offset_B: Tensor | None,
     ) -> Tensor:
         """The masses [B]; adds their gradient."""
         obs, first = obs.flatten(1), self._first
-        width, count = obs.shape[1], max(1, _PIECE_ROWS // action_BNA.shape[1])
+        width, count = obs.shape[1], _rows_at_once(action_BNA.shape[1], self._kept)
         of_obs_BH = torch.addmm(first.bias, obs, first.matrix[:width])
         d_of_obs_BH, mass_B = torch.empty_like(of_obs_BH), torch.empty_like(slope_B)
         for low in range(0, len(obs), count):
             rows = slice(low, low + count)
-            given = action_BNA[rows], log_density_BN[rows], slope_B[rows]
+            given = _rows_of((action_BNA, log_density_BN, slope_B, offset_B), low, low + count)
             mass_B[rows], d_of_obs_BH[rows] = self._piece(of_obs_BH[rows], *given)
         d_matrix, d_bias = _grads(first)
         d_matrix[:width].addmm_(obs.t(), d_of_obs_BH)
@@ -129,7 +183,12 @@ class _WrittenCritic:
         return mass_B
 
     def _piece(
-        self, of_obs_BH: Tensor, action_BNA: Tensor, log_density_BN: Tensor, slope_B: Tensor
+        self,
+        of_obs_BH: Tensor,
+        action_BNA: Tensor,
+        log_density_BN: Tensor,
+        slope_B: Tensor,
+        offset_B: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Of some rows: masses [B], and derivatives by the observation's share of layer 0."""
         rows, samples, size = action_BNA.shape
@@ -139,7 +198,18 @@ class _WrittenCritic:
         q_BN = torch.mv(tape[-1], last.matrix[:, 0]).add_(last.bias).view(rows, samples)
         score_BN = q_BN.sub_(log_density_BN)
         mass_B = score_BN.logsumexp(1) - math.log(samples)
-        d = score_BN.softmax(1).mul_(slope_B.unsqueeze(1)).view(-1, 1)
+        weight_BN = score_BN.softmax(1)
+        if offset_B is not None:
+            assert self._kept is not None  # or there were no offset
+            which_BM, weight_BN = resample(weight_BN, self._kept, offset_B)
+            first_B1 = samples * torch.arange(rows).unsqueeze(1)
+            chosen = (which_BM + first_B1).view(-1)
+            action, samples = action[chosen], self._kept
+            tape = [
+                torch.index_select(x, 0, chosen, out=kept[: len(chosen)])
+                for x, (*_, kept) in zip(tape, self._buffers, strict=True)
+            ]
+        d = weight_BN.mul_(slope_B.unsqueeze(1)).view(-1, 1)
         layers = [self._first, *hidden, last]
         for i in reversed(range(len(tape))):
             below = self._buffers[i][1][: len(d)]
@@ -161,9 +231,9 @@ class _WrittenCritic:
         layers = [self._first, *self._rest[:-1]]
         if not self._buffers or len(self._buffers[0][0]) < len(action):
             widths = [layer.matrix.shape[1] for layer in layers]
-            both = [action.new_empty(2, len(action), width) for width in widths]
-            self._buffers = [(one, other) for one, other in both]
-        outs = [out[: len(action)] for out, _ in self._buffers]
+            shared = [action.new_empty(3, len(action), width) for width in widths]
+            self._buffers = [(out, below, kept) for out, below, kept in shared]
+        outs = [out[: len(action)] for out, *_ in self._buffers]
         torch.mm(action, self._first.matrix[-size:], out=outs[0])
         outs[0].view(rows, -1, outs[0].shape[1]).add_(of_obs_BH.unsqueeze(1)).relu_()
         for layer, x, out in zip(layers[1:], outs, outs[1:], strict=False):

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from pipelines import CQLConfig
+from pipelines.soft_nets import WrittenSoftNets
 from rl_ops.errors import SpecError
 from tests.learning_envs import STEPS
 from tests.pipelines.logged_kit import log_random
 from tests.pipelines.test_td_learners import (
     BOX,
+    NETS,
     ROWS,
     STILL,
     assert_close,
@@ -82,15 +84,18 @@ def slow_critic_losses(made, batch):
     return td, gaps, torch.tensor(errors).view(count, ROWS)
 
 
+@pytest.mark.parametrize("nets", NETS)
 @pytest.mark.parametrize("num_critics", [1, 2])
 @pytest.mark.parametrize("entropy_target", [False, True])
-def test_the_critics_descend_the_papers_td_error_and_gap(num_critics, entropy_target):
+def test_the_critics_descend_the_papers_td_error_and_gap(num_critics, entropy_target, nets):
     made = soft(
         num_critics=num_critics,
         entropy_target=entropy_target,
         optim=STILL,
         conservative={"weight": 1.5},
+        model=NETS[nets],
     )
+    assert isinstance(made.nets, WrittenSoftNets) == (nets == "written")
     batch, modules = batch_for(made), made.modules
     td, gaps, errors = slow_critic_losses(made, batch)
     weights = batch.is_weight.repeat(num_critics)
@@ -107,8 +112,40 @@ def test_the_critics_descend_the_papers_td_error_and_gap(num_critics, entropy_ta
     assert "gap_weight_loss" not in metrics
 
 
-def test_the_actor_ascends_the_least_critic_and_its_entropy():
-    made = soft(optim=STILL)
+@pytest.mark.parametrize("nets", NETS)
+def test_through_some_actions_the_gradient_is_right_on_average(nets):
+    conservative = {"num_samples": 10, "gradient_samples": 6}
+    made = soft(optim=STILL, conservative=conservative, model=NETS[nets])
+    exact = soft(optim=STILL, conservative={"num_samples": 10}, model=NETS[nets])
+    batch, alpha = batch_for(made), torch.tensor(0.5)
+    *_, expected_gap = exact.critic_step(exact.modules, batch, alpha=alpha, lr=0.0)
+    expected = noted_gradient(exact.modules.critics)
+    found = []
+    for seed in range(400):
+        made.seed(3)  # the same actions each time, which are drawn before the offsets
+        drawn = torch.rand(ROWS, generator=torch.Generator().manual_seed(seed))
+        made.offsets = lambda rows, drawn=drawn: drawn
+        *_, gap = made.critic_step(made.modules, batch, alpha=alpha, lr=0.0)
+        assert_close(gap, expected_gap)
+        found.append(noted_gradient(made.modules.critics))
+    stacked = torch.stack(found)
+    assert (stacked.std(0) > 0).any()
+    error = (stacked.mean(0) - expected).abs()
+    assert (error <= 4.5 * stacked.std(0) / 20 + 1e-5).all()
+
+
+def test_more_actions_for_the_gradient_than_are_drawn_are_all():
+    made = soft(optim=STILL, conservative={"gradient_samples": 3 * SAMPLES})
+    exact = soft(optim=STILL)
+    for each in (made, exact):
+        each.learn(batch_for(each))
+    found, expected = (noted_gradient(x.modules.critics) for x in (made, exact))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("nets", NETS)
+def test_the_actor_ascends_the_least_critic_and_its_entropy(nets):
+    made = soft(optim=STILL, model=NETS[nets])
     batch, modules = batch_for(made), made.modules
     *_, noise = drawn(
         made,

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipelines import DQNConfig, SACConfig, TD3Config, TQCConfig
+from pipelines.soft_nets import WrittenSoftNets
 from pipelines.training import plan_for
 from rl_ops.batch import Batch
 from rl_ops.exploration import AddNoise, RandomFirst, Sample
@@ -23,6 +24,8 @@ SGD = {"kind": "sgd", "lr": 0.05, "max_grad_norm": None}
 STILL = {**SGD, "lr": 0.0}
 """Leaves the gradients of a step and moves nothing, so that the actor meets the critics as is."""
 SMALL = {"hidden": (8,), "activation": "relu"}
+NETS = {"written": SMALL, "autograd": {**SMALL, "activation": "silu"}}
+"""Models of soft actor-critics, by who takes their gradients."""
 
 
 def learner(config_class, env="CartPole-v1", **settings):
@@ -296,9 +299,11 @@ def soft_target(made, batch, noise, alpha):
 CONTINUOUS = {"env": BOX, "temperature": {"init": 0.5}}
 
 
+@pytest.mark.parametrize("nets", NETS)
 @pytest.mark.parametrize("num_critics", [1, 2, 3])
-def test_sacs_critics_learn_from_target_critics_and_the_policy_of_now(num_critics):
-    made = learner(SACConfig, num_critics=num_critics, optim=STILL, **CONTINUOUS)
+def test_sacs_critics_learn_from_target_critics_and_the_policy_of_now(num_critics, nets):
+    made = learner(SACConfig, num_critics=num_critics, optim=STILL, model=NETS[nets], **CONTINUOUS)
+    assert isinstance(made.nets, WrittenSoftNets) == (nets == "written")
     batch, modules = batch_for(made), made.modules
     (noise,) = draws(made, 2)
     target, w = soft_target(made, batch, noise, 0.5), batch.is_weight
@@ -315,8 +320,9 @@ def test_sacs_critics_learn_from_target_critics_and_the_policy_of_now(num_critic
     assert learned.metrics["q_mean"].item() == pytest.approx(q.mean().item(), rel=1e-6, abs=1e-6)
 
 
-def test_sacs_actor_ascends_the_least_critic_and_its_entropy():
-    made = learner(SACConfig, optim=STILL, **CONTINUOUS)
+@pytest.mark.parametrize("nets", NETS)
+def test_sacs_actor_ascends_the_least_critic_and_its_entropy(nets):
+    made = learner(SACConfig, optim=STILL, model=NETS[nets], **CONTINUOUS)
     batch, modules = batch_for(made), made.modules
     _, noise = draws(made, 2, 2)
     action, logp = slow_sample(modules.model(batch.obs)[0], noise)
@@ -351,9 +357,10 @@ def test_discrete_sac_takes_expectations_over_all_actions():
     taken = [online[k, b, int(batch.action[b])] for k in range(2) for b in range(ROWS)]
     both = [*range(ROWS), *range(ROWS)]
     loss = total([0.5 * w[b] * (target[b] - x) ** 2 for b, x in zip(both, taken, strict=True)])
-    critic_loss = made.critic_loss(batch, modules.alpha)[0].total
-    assert untouched(critic_loss, modules.model, modules.target)
-    assert_close(gradients(critic_loss, modules.critics), gradients(loss / ROWS, modules.critics))
+    expected = gradients(loss / ROWS, modules.critics)
+    made.critic_gradient(batch, modules.alpha)
+    assert_close(noted_gradient(modules.critics), expected)
+    assert not noted_gradient(modules.model).any()
     p = modules.model(batch.obs)[0].softmax(1)
     least = online.detach().amin(0)
     losses = [
@@ -369,9 +376,12 @@ def test_discrete_sac_takes_expectations_over_all_actions():
 def test_a_soft_step_moves_each_network_by_its_own_loss_alone(algo):
     made = learner(algo, **CONTINUOUS)
     batch, modules = batch_for(made), made.modules
-    loss, td_error, _ = made.critic_loss(batch, modules.alpha)
-    expected = gradients(loss.total, modules.critics)
-    td_B = td_error.abs().mean(0) if algo is SACConfig else td_error.abs()
+    if algo is SACConfig:
+        td_B = made.critic_gradient(batch, modules.alpha)[0].abs().mean(0)
+        expected = noted_gradient(modules.critics)
+    else:
+        loss, td_error, _ = made.critic_loss(batch, modules.alpha)
+        td_B, expected = td_error.abs(), gradients(loss.total, modules.critics)
     made.seed(3)  # so that the step draws the same actions
     before, target = values(modules.critics), values(modules.target)
     actor = values(modules.model)
@@ -476,9 +486,24 @@ def test_tqcs_actor_ascends_the_mean_of_all_quantiles():
     assert metrics["entropy"].item() == pytest.approx(-logp.mean().item(), rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize("algo", [SACConfig, TQCConfig])
-def test_no_soft_loss_reaches_networks_that_are_not_its_own(algo):
-    made = learner(algo, **CONTINUOUS)
+@pytest.mark.parametrize("nets", NETS)
+def test_no_gradient_of_sac_reaches_networks_that_are_not_its_own(nets):
+    made = learner(SACConfig, model=NETS[nets], **CONTINUOUS)
+    batch, modules = batch_for(made), made.modules
+    made.critic_gradient(batch, modules.alpha)
+    critics = noted_gradient(modules.critics)
+    assert critics.any()
+    assert not noted_gradient(modules.model).any()
+    _, entropy_B = made.nets.actor_loss(batch, modules.alpha)
+    assert noted_gradient(modules.model).any()
+    assert torch.equal(noted_gradient(modules.critics), critics)
+    assert not noted_gradient(modules.temperature).any()
+    assert not entropy_B.requires_grad
+    assert all(p.requires_grad for p in modules.critics.parameters())
+
+
+def test_no_loss_of_tqc_reaches_networks_that_are_not_its_own():
+    made = learner(TQCConfig, **CONTINUOUS)
     batch, modules = batch_for(made), made.modules
     critic_loss = made.critic_loss(batch, modules.alpha)[0].total
     assert untouched(critic_loss, modules.model, modules.target, modules.temperature)
