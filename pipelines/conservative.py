@@ -40,10 +40,10 @@ class ConservativeConfig(Group):
     num_samples: PositiveInt = 10
     """Continuous actions drawn for each row from each of three: uniformly, from the policy, and
     from the policy at the next observation."""
-    gradient_samples: PositiveInt | None = None
+    gradient_samples: PositiveInt | None = 8
     """Continuous actions of each row that the gradient goes through, of all 3 * num_samples that
-    are drawn: the heavy ones and some of the light ones in place of all, so that it stays right on
-    average and an update takes down to half the time. None is all."""
+    are drawn: the heavy ones, and some of the light ones in place of all, so that it is right on
+    average. An update takes two thirds of the time. None is all, as in the paper."""
 
 
 class GapWeight(nn.Module):

@@ -143,7 +143,9 @@ class CQLLearner(ReplayLearner[CQLConfig]):
         Returns:
             What is noted of it; td error and gap [K, B].
 
-        Source: eq. 4 by appendix F. Differs: the td error is not halved, as in the authors' code.
+        Source: eq. 4 by appendix F. Differs: the td error is not halved, as in the authors' code;
+        the gap's gradient goes through some of the sampled actions, right on average
+        (`conservative.gradient_samples`).
         """
         weight, is_weight, rows = modules.gap_weight.value, batch.is_weight, batch.rows
         params_2BP = self.nets.params(batch)

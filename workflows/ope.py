@@ -154,9 +154,11 @@ def ope(*, checkpoints: tuple[str, ...], storage: "Storage", **given: Any) -> No
     asked = [ask(policy, data, settings, conditions) for policy in policies]
     logged = [] if given["no_log"] else log_answers(storage, asked, settings)
     if given["plot"] is not None:
-        from workflows.ope_plot import write_page
+        from workflows.reports.ope_page import ope_report
+        from workflows.reports.page import write_page
 
-        write_page(given["plot"], [(label_of(a.subject), a.found) for a in asked], settings)
+        found = [(label_of(each.subject), each.found) for each in asked]
+        write_page(ope_report(found, settings), given["plot"])
     for number, each in enumerate(asked):
         was_logged = bool(logged) and logged[number]
         if given["as_json"]:

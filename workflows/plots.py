@@ -1,27 +1,18 @@
-"""An episode drawn over time: in a terminal, and as an HTML page that needs nothing else."""
+"""An episode in a terminal: what is known of it, and its numbers drawn over time."""
 
-import html
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from offline.traces import EpisodeRow, Trace
+    from offline.traces import EpisodeRow
 
 Array = npt.NDArray[Any]
 
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _ASCII: Final = "_.-=+*%#"
-_MAX_OBS: Final = 8
-"""Numbers of the observations on a page."""
-
-_STYLE: Final = (
-    "body{font:14px system-ui,sans-serif;margin:2em;max-width:72em}"
-    "th{text-align:left;padding-right:1.5em;font-weight:600}td{font-family:monospace}"
-)
 
 
 def sparkline(values: Array, *, width: int = 60, ascii_only: bool = False) -> str:
@@ -77,36 +68,6 @@ def _range(values: Array) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def html_page(trace: "Trace", *, max_obs: int = _MAX_OBS) -> str:
-    """A whole page with the episode's reward, value, actions and observations over t.
-
-    plotly's script is in it (4 MB), so it opens without a network. Whatever the lake says is
-    text there, not markup.
-    """
-    import plotly.graph_objects as go  # type: ignore[import-untyped]
-    from plotly.subplots import make_subplots  # type: ignore[import-untyped]
-
-    rows = _panels(trace, max_obs=max_obs)
-    figure = make_subplots(rows=len(rows), cols=1, shared_xaxes=True, vertical_spacing=0.03)
-    t = trace.column("t").tolist()
-    for number, (title, series) in enumerate(rows.items(), start=1):
-        for name, values in series.items():
-            line = go.Scatter(x=t, y=_numbers(values), name=html.escape(name), mode="lines")
-            figure.add_trace(line, row=number, col=1)
-        figure.update_yaxes(title_text=html.escape(title), row=number, col=1)
-    figure.update_xaxes(title_text="t", row=len(rows), col=1)
-    figure.update_layout(height=220 * len(rows) + 80, template="plotly_white", hovermode="x")
-    # plotly writes <, > and / inside strings as escapes, so no string ends its script.
-    chart = figure.to_html(full_html=False, include_plotlyjs=True)
-    title = html.escape(f"episode {trace.episode.episode_id}")
-    return (
-        "<!DOCTYPE html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
-        f"{_table(header(trace.episode))}\n{chart}\n</body></html>\n"
-    )
-
-
 def header(episode: "EpisodeRow") -> list[tuple[str, str]]:
     """What is known of an episode, as names and texts; not escaped."""
     env = episode.env or "unknown"
@@ -144,29 +105,3 @@ def versions(episode: "EpisodeRow") -> str:
     if first is None or last is None:
         return "-"
     return f"version {first}" if first == last else f"versions {first} to {last}"
-
-
-def _panels(trace: "Trace", *, max_obs: int) -> dict[str, dict[str, Array]]:
-    from offline.traces import numbers_of
-
-    series = trace.series(max_obs=max_obs)
-    found = {
-        "reward": {"reward": series["reward"], "return so far": np.cumsum(series["reward"])},
-        "value": {name: series[name] for name in ("value",) if name in series},
-        "action": dict(numbers_of("action", trace.action_space, trace.action))
-        if trace.action is not None
-        else {},
-        "obs": {name: values for name, values in series.items() if name.startswith("obs")},
-    }
-    return {title: panel for title, panel in found.items() if panel}
-
-
-def _numbers(values: Array) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values.astype(float).tolist()]
-
-
-def _table(lines: Sequence[tuple[str, str]]) -> str:
-    rows = (
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in lines
-    )
-    return f"<table>{''.join(rows)}</table>"

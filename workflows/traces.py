@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from offline.exporting import Write
     from offline.lake import Lake
     from offline.storage import Storage
-    from offline.traces import Trace
 _KINDS = ("train", "evaluation", "import")
 
 
@@ -116,13 +115,15 @@ def show(
     """
     from offline.traces import find_episode, read_trace
     from workflows.output import json_line
+    from workflows.reports.page import write_page
+    from workflows.reports.trace_page import trace_report
     from workflows.trace_tables import episode_json, shown_lines, step_records
 
     lake = open_lake(storage)
     trace = read_trace(lake, find_episode(lake, episode, run_id=run), agent_id=agent)
     count = len(trace) if every else min(rows, len(trace))
     if plot is not None:
-        write_plot(trace, plot)
+        write_page(trace_report(trace, storage=storage.uri), plot)
     if as_json:
         record = {"episode": episode_json(trace.episode), "steps": list(step_records(trace, count))}
         click.echo(json_line(record | ({} if plot is None else {"plot": str(plot)})))
@@ -131,18 +132,6 @@ def show(
         click.echo(line)
     if plot is not None:
         click.echo(f"plot        {plot}")
-
-
-def write_plot(trace: "Trace", path: Path) -> None:
-    """Write the page of an episode, whole or not at all.
-
-    Raises:
-        Failure: it cannot be written.
-    """
-    from workflows.files import write_whole
-    from workflows.plots import html_page
-
-    write_whole(path, html_page(trace).encode())
 
 
 def _shows_blocks() -> bool:

@@ -33,7 +33,8 @@ SOFT = {"env": BOX, "temperature": {"init": 0.5}, "actor_lr": None}
 
 
 def soft(**conservative):
-    settings = {"num_samples": SAMPLES, **conservative.pop("conservative", {})}
+    exact = {"num_samples": SAMPLES, "gradient_samples": None}
+    settings = {**exact, **conservative.pop("conservative", {})}
     return learner(CQLConfig, conservative=settings, **{**SOFT, **conservative})
 
 

@@ -9,6 +9,7 @@ import pytest
 from offline.lake import Lake
 from pipelines.checkpoint import Checkpoint
 from tests.workflows.conftest import Cli
+from tests.workflows.report_kit import data_of
 
 QUICK = ("--estimators", "is,wis,pdis,cwpdis")
 
@@ -80,14 +81,26 @@ def test_a_version_and_conditions_choose_the_rows(trained) -> None:
     assert same["table_version"] == version
 
 
-def test_a_picture_needs_nothing_else(trained, tmp_path) -> None:
+def test_a_page_has_the_intervals_that_are_told_and_needs_nothing_else(trained, tmp_path) -> None:
     path = tmp_path / "plots" / "ope.html"
-    result = ope(trained, "run", *QUICK, "--plot", path)
+    result = ope(trained, "run", *QUICK, "--plot", path, "--json")
     assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
     page = path.read_text()
-    assert "cwpdis" in page
-    assert "logged episodes" in page
     assert 'src="http' not in page
+    (section,) = data_of(page)["sections"]
+    assert section["title"].startswith("run/")
+    (drawn,) = [block for block in section["blocks"] if block["kind"] == "intervals"]
+    told = [
+        [each["estimator"], *(each[key] for key in ("value", "low", "high"))]
+        for each in record["estimates"]
+    ]
+    assert [row[0] for row in drawn["rows"]] == [row[0] for row in told]
+    for row, expected in zip(drawn["rows"], told, strict=True):
+        assert row[1:4] == pytest.approx(expected[1:], rel=1e-5)
+    assert drawn["reference"] == ["logged episodes", record["behavior"]["value"]]
+    notes = [block["text"] for block in section["blocks"] if block["kind"] == "note"]
+    assert notes == [" ".join(text.split()) for text in record["warnings"]]
 
 
 def test_fitted_q_evaluation_and_doubly_robust_by_the_command(trained) -> None:

@@ -1,6 +1,7 @@
 """Reports in a real browser: what is drawn, clicked and linked to, on a desk and on a phone."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from offline.ope.settings import Estimate, Evaluation, OpeSettings
 from tests.workflows.report_kit import SEEDS, storage_of
+from workflows.reports.ope_page import ope_report
+from workflows.reports.page import write_page
 
 pytestmark = pytest.mark.browser
 
@@ -43,8 +47,8 @@ def visit(browser, millrace, storage, tmp_path):
     said: list[str] = []
     tabs = []
 
-    def go(*names: str, hash_: str = "", **options: Any) -> Any:
-        out = tmp_path / f"{names[0]}.html"
+    def go(*names: str, hash_: str = "", path: Path | None = None, **options: Any) -> Any:
+        out = path or tmp_path / f"{names[0]}.html"
         if not out.exists():
             done = millrace("report", *names, "--storage", storage, "--out", out)
             assert done.exit_code == 0, done.output
@@ -242,3 +246,58 @@ def test_a_link_leads_to_its_section_though_nothing_was_drawn_before(visit):
     tab.wait_for_timeout(300)
     top = tab.evaluate("document.getElementById('lineage').getBoundingClientRect().top")
     assert 0 <= top < 150
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1300, "height": 900}, PHONE])
+def test_an_episode_by_itself_has_no_list_and_plays(visit, millrace, storage, tmp_path, viewport):
+    path = tmp_path / "episode.html"
+    done = millrace("traces", "show", "r/frames", "--plot", path, "--storage", storage)
+    assert done.exit_code == 0, done.output
+    tab = visit(path=path, viewport=viewport)
+    until(tab, "document.querySelector('canvas.frame').width === 6")
+    assert tab.query_selector("input[aria-label='only episodes whose steps are here']") is None
+    tab.click("button[aria-label='next step']")
+    assert tab.inner_text(".player .num").startswith("t 1 ")
+    assert inked(tab, "#traces .plot canvas") > 100
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("viewport", [{"width": 1300, "height": 900}, PHONE])
+def test_intervals_are_where_their_numbers_are(visit, tmp_path, viewport):
+    each = [
+        Estimate("is", 10.0, 0.0, 40.0, "bca", ess=3.2),
+        Estimate("wis", 20.0, 15.0, 25.0, "bca", ess=3.2),
+        Estimate("fqe", math.nan, math.nan, math.nan, "bca"),
+    ]
+    logged = Estimate("behavior", 30.0, 29.0, 31.0, "bca")
+    found = Evaluation(tuple(each), logged, 5, 50, ("<b>few</b> episodes",), {}, {})
+    path = tmp_path / "ope.html"
+    write_page(ope_report([("run/<i>1</i>", found)], OpeSettings(gamma=0.9)), path)
+    tab = visit(path=path, viewport=viewport)
+    draw_all(tab)
+    rows = [
+        (
+            row.text_content(),
+            *(float(mark.get_attribute("cx")) for mark in row.query_selector_all("circle")),
+            *(
+                float(bar.get_attribute(end))
+                for bar in row.query_selector_all("line")
+                for end in ("x1", "x2")
+            ),
+        )
+        for row in tab.query_selector_all("g.interval")
+    ]
+    (told, x, low, high), (_, x2, low2, high2), (nothing, *places) = rows
+    assert told == "is 10 (0 to 40), ESS 3.2isESS 3.2"
+    assert (nothing, places) == ("fqe –fqe", [])
+    unit = (high - low) / 40
+    assert unit > 1
+    expected = [low + unit * value for value in (10, 20, 15, 25)]
+    assert [x, x2, low2, high2] == pytest.approx(expected, abs=0.5)
+    (reference,) = tab.eval_on_selector_all(
+        "line.reference", "ls => ls.map(l => +l.getAttribute('x1'))"
+    )
+    assert reference == pytest.approx(low + unit * 30, abs=0.5)
+    assert tab.inner_text(".warn") == "<b>few</b> episodes"
+    assert "run/<i>1</i>" in tab.inner_text("h2")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -13,8 +13,9 @@ import tests.render_envs  # noqa: F401 - registers environments
 from offline.lake import Lake
 from tests.offline.traces_kit import empty_lake, frame_rows, log_run, put, run_row
 from tests.rollout_kit import env_spec
+from tests.workflows.report_kit import data_of
 from workflows.cli import LazyGroup
-from workflows.plots import html_page, sparkline, terminal_plot
+from workflows.plots import sparkline, terminal_plot
 from workflows.trace_tables import aligned, short
 
 HOSTILE = "<script>alert(1)</script>\x1b[31mred\x1b[0m"
@@ -41,6 +42,12 @@ def logged(lake: Lake) -> Lake:
 def run(storage: Path, *words: object) -> Result:
     given = [*map(str, words), "--storage", str(storage)]
     return CliRunner().invoke(CLI, ["traces", *given], prog_name="millrace")
+
+
+def traces_of(page: str) -> Any:
+    """What a page's trace browser shows."""
+    (section,) = data_of(page)["sections"]
+    return section["blocks"][0]["data"]
 
 
 def lines(result: Result) -> list[str]:
@@ -182,35 +189,63 @@ def test_what_the_lake_says_is_text_on_a_page(lake: Lake, storage: Path, tmp_pat
     assert lines(run(storage, "show", HOSTILE, "--plot", path))[-1] == f"plot        {path}"
     page = path.read_text()
     assert "<script>alert" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    (trace,) = traces_of(page)["traces"].values()
+    assert ["env", HOSTILE.replace("\x1b", "\\x1b")] in trace["facts"]
+    assert trace["frames"]["shape"] == [8, 8, 3]
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
 
 
 def test_names_in_observations_are_text_on_a_page(lake: Lake) -> None:
     from gymnasium import spaces
 
-    from offline.traces import EpisodeRow, Trace, find_episode, read_trace
+    from offline.traces import Trace, find_episode, read_trace
+    from workflows.reports.page import html_page
+    from workflows.reports.trace_page import trace_report
 
     log_run(lake, env_spec("count", lengths=(5,)), count=1, num_envs=1)
     trace = read_trace(lake, find_episode(lake, "run/00000.0/0000000"))
     name = "</script><img src=x onerror=alert(1)>"
     space = spaces.Dict({name: trace.obs_space})
-    page = html_page(Trace(**{**vars(trace), "obs": {name: trace.obs}, "obs_space": space}))
+    named = Trace(**{**vars(trace), "obs": {name: trace.obs}, "obs_space": space})
+    page = html_page(trace_report(named, storage="D"))
     assert "<img src=x" not in page
-    assert "img src=x" in page
-    assert isinstance(trace.episode, EpisodeRow)
+    assert f"obs[{name!r}]" in str(traces_of(page)["traces"])
 
 
-def test_a_page_needs_no_network_and_has_every_series(
+def test_a_page_needs_no_network_and_has_every_number(
     logged: Lake, storage: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "page.html"
-    lines(run(storage, "show", "run/00001.0/0000001", "--plot", path))
+    path, name = tmp_path / "page.html", "run/00001.0/0000001"
+    record = json.loads(lines(run(storage, "show", name, "--all", "--json", "--plot", path))[0])
     page = path.read_text()
     assert not re.search(r"<(script|link)[^>]+(src|href)=", page)
-    for name in ("return so far", "value", "action", "obs[2]"):
-        assert name in page
-    assert "Plotly.newPlot" in page
+    data = traces_of(page)
+    assert data["first"] == name
+    assert len(data["rows"]) == 1
+    trace = data["traces"][name]
+    assert trace["length"] == len(record["steps"]) == record["episode"]["length"]
+    assert trace["reward"] == [step["reward"] for step in record["steps"]]
+    assert [panel["title"] for panel in trace["panels"]] == [
+        "reward",
+        "value and return to go",
+        "action",
+        "observation",
+    ]
+    lines_of = {line["name"]: line["y"] for panel in trace["panels"] for line in panel["series"]}
+    obs = [step["obs"][2] for step in record["steps"]]
+    assert lines_of["obs[2]"] == pytest.approx(obs, rel=1e-4)
+
+
+def test_a_page_of_one_episode_has_all_of_its_steps(lake: Lake) -> None:
+    from offline.traces import find_episode, read_trace
+    from workflows.reports.trace_page import trace_report
+
+    put(lake, "steps", frame_rows(lake, np.zeros((5_100, 2, 2, 3), np.uint8), episode_id="r/long"))
+    trace = read_trace(lake, find_episode(lake, "r/long"))
+    (section,) = trace_report(trace, storage="D").sections
+    (block,) = section.blocks
+    assert block.data["traces"]["r/long"]["length"] == 5_100
+    assert block.data["rows"][0][:2] == ["r/long", "r"]
 
 
 @pytest.mark.usefixtures("logged")

@@ -115,6 +115,24 @@ class Parallel:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """Values with intervals, below each other on one axis.
+
+    Attributes:
+        rows: name, value, low, high, and a remark; a value or bound of None is not drawn.
+        x_label: with units.
+        reference: name and value of a line through all of them.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, Number, Number, Number, str]]
+    x_label: str
+    reference: tuple[str, float] | None = None
+    note: str = ""
+    kind: str = field(default="intervals", init=False)
+
+
+@dataclass(frozen=True)
 class Grid:
     """Cells of a status each: a line for each logical time, a column for each step.
 
@@ -167,7 +185,7 @@ class Traces:
     kind: str = field(default="traces", init=False)
 
 
-Block = Chart | Facts | Table | Parallel | Grid | Videos | Note | Details | Traces
+Block = Chart | Facts | Table | Parallel | Intervals | Grid | Videos | Note | Details | Traces
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,6 @@ MAX_LISTED: Final = 20_000
 """Episodes in the list; of more those that are chosen, and of the others every n-th."""
 _MAX_OBS: Final = 12
 """Numbers of an observation or action that are drawn."""
-_MAX_STEPS: Final = 5_000
-"""Of one episode."""
 _COLUMNS: Final = ("episode", "run", "kind", "return", "length", "ended", "version")
 
 
@@ -45,10 +43,12 @@ class Budget:
     Attributes:
         numbers: of observations, actions, rewards and so on.
         frame_bytes: of frames, compressed.
+        steps: of one episode.
     """
 
     numbers: int = 400_000
     frame_bytes: int = 2_500_000
+    steps: int = 5_000
     left_out: list[str] = field(default_factory=list)
 
 
@@ -71,7 +71,7 @@ def traces_of(rows: Rows, *, count: int, named: Sequence[str] = (), storage: str
     wanted = [_named(rows, name) for name in named]
     for row in wanted:
         if row.episode_id not in table["episode_id"]:
-            _list_unfinished(table, row)
+            _list(table, row)  # nobody saw it end
     if not table["episode_id"]:
         return None
     index = {episode: i for i, episode in enumerate(table["episode_id"])}
@@ -101,6 +101,35 @@ def traces_of(rows: Rows, *, count: int, named: Sequence[str] = (), storage: str
     return Traces(data)
 
 
+def one_trace(trace: Trace, budget: Budget, *, storage: str) -> Traces:
+    """The browser's data of one episode alone."""
+    name = text(trace.episode.episode_id)
+    found = _trace(trace, budget)
+    table: dict[str, list[Any]] = {key: [] for key in _TABLE}
+    _list(table, trace.episode)
+    return Traces(
+        {
+            "columns": _COLUMNS,
+            "rows": [_row(table, 0)],
+            "traces": {} if found is None else {name: found},
+            "first": name,
+            "command": _command([trace.episode.run_id], storage),
+            "note": "; ".join(budget.left_out),
+        }
+    )
+
+
+_TABLE: Final = (
+    c.EPISODE_ID,
+    c.RUN_ID,
+    "kind",
+    "return",
+    "length",
+    c.ABORTED,
+    c.TERMINATED,
+    c.TRUNCATED,
+    "version",
+)
 _LISTED: Final = """
     SELECT episode_id, run_id, kind, "return", length, coalesce(aborted, false) AS aborted,
         terminated, truncated, policy_version_last AS version
@@ -169,8 +198,8 @@ def _named(rows: Rows, given: str) -> EpisodeRow:
     return row
 
 
-def _list_unfinished(table: Mapping[str, list[Any]], row: EpisodeRow) -> None:
-    """Add an episode that nobody saw end, of which table `episodes` has no row."""
+def _list(table: Mapping[str, list[Any]], row: EpisodeRow) -> None:
+    """Add an episode to the columns of those listed."""
     known = {**vars(row), "return": row.return_, "version": row.policy_version_last}
     for name, column in table.items():
         column.append(known[name])
@@ -178,7 +207,7 @@ def _list_unfinished(table: Mapping[str, list[Any]], row: EpisodeRow) -> None:
 
 def _trace(trace: Trace, budget: Budget) -> dict[str, Any] | None:
     """The steps of an episode; None where there is no room for them."""
-    length = min(len(trace), _MAX_STEPS)
+    length = min(len(trace), budget.steps)
     panels = [
         {"title": title, "series": [{"name": text(name), "y": y} for name, y in series]}
         for title, series in _panels(trace, length)

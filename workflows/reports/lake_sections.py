@@ -1,13 +1,14 @@
 """Sections of a run's report that only a lake can fill: episodes, lag, faults, lineage."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from workflows.reports.blocks import Block, Chart, Facts, Section, Series, Table, rounded, text
 from workflows.reports.curves import numbers
+from workflows.reports.ope_page import Answer, intervals
 from workflows.reports.run_tables import Rows, RunData, settings_of
 
 _PARTS: Final = 200
@@ -284,6 +285,17 @@ def _estimates(rows: Rows) -> list[Block]:
         ]
         for row in found
     ]
+    listed = Table("estimates", columns, table, "logged: mean of the logged episodes")
+    if len({(row["run_id"], row["policy_version"]) for row in found}) == 1:
+        each = [Answer(r["estimator"], r["estimate"], r["low"], r["high"], r["ess"]) for r in found]
+        means = {row["behavior_mean"] for row in found}
+        logged = means.pop() if len(means) == 1 else None
+        return [intervals("Estimates and intervals", each, logged=logged), listed]
+    return [_trend(found), listed]
+
+
+def _trend(found: Sequence[Mapping[str, Any]]) -> Chart:
+    """Over policy versions."""
     names = sorted({(row["run_id"], row["estimator"]) for row in found})
     series = []
     for number, (run_id, estimator) in enumerate(names):
@@ -301,5 +313,4 @@ def _estimates(rows: Rows) -> list[Block]:
                 group=number,
             )
         )
-    chart = Chart("Estimates and intervals", series, "policy version", "discounted return")
-    return [chart, Table("estimates", columns, table, "logged: mean of the logged episodes")]
+    return Chart("Estimates and intervals", series, "policy version", "discounted return")

@@ -165,6 +165,39 @@ function short(v) {
   if (size !== 0 && size < 1e-3) return v.toExponential(0);
   return String(+v.toPrecision(6));
 }
+// Values with intervals below each other; the axis is wide enough for all of them.
+function drawIntervals(block, host) {
+  const known = (v) => v !== null && v !== undefined;
+  const seen = block.rows.flatMap(([, value, low, high]) => [value, low, high]).filter(known);
+  if (!seen.length) { host.append(el("p", { class: "note" }, "no numbers")); return; }
+  if (block.reference) seen.push(block.reference[1]);
+  const line = 26, top = 22, bottom = top + line * block.rows.length, height = bottom + 44;
+  const width = Math.max(host.clientWidth || 700, 320), left = Math.min(150, width * 0.3), right = width - 90;
+  const scale = axisScale(seen, false, left + 10, right - 10), x = (v) => left + right - scale.at(v);
+  const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": block.title });
+  for (const [text, place] of scale.ticks()) {
+    const at = left + right - place;
+    root.append(svg("line", { class: "rule", x1: at, x2: at, y1: top, y2: bottom }));
+    root.append(svg("text", { x: at, y: bottom + 16, "text-anchor": "middle" }, text));
+  }
+  root.append(svg("text", { x: (left + right) / 2, y: bottom + 36, "text-anchor": "middle" }, block.x_label));
+  if (block.reference) {
+    const at = x(block.reference[1]);
+    root.append(svg("line", { class: "reference", x1: at, x2: at, y1: top, y2: bottom }));
+    root.append(svg("text", { x: at, y: top - 8, "text-anchor": "middle" }, block.reference[0] + " " + fmt(block.reference[1])));
+  }
+  block.rows.forEach(([name, value, low, high, remark], i) => {
+    const y = top + line * (i + 0.5), row = svg("g", { class: "interval" });
+    const bounds = known(low) && known(high) ? " (" + fmt(low) + " to " + fmt(high) + ")" : "";
+    row.append(svg("title", {}, name + " " + fmt(value) + bounds + (remark ? ", " + remark : "")));
+    row.append(svg("text", { x: left - 8, y: y + 4, "text-anchor": "end" }, name));
+    if (bounds) row.append(svg("line", { x1: x(low), x2: x(high), y1: y, y2: y }));
+    if (known(value)) row.append(svg("circle", { cx: x(value), cy: y, r: 4.5 }));
+    row.append(svg("text", { x: right + 6, y: y + 4 }, remark));
+    root.append(row);
+  });
+  host.append(el("div", { class: "scroll" }, root));
+}
 function drawParallel(block, host) {
   const count = block.labels.length, axes = block.axes, height = 330, top = 46, bottom = 300;
   const width = Math.max(host.clientWidth || 700, 120 * axes.length);

@@ -3,6 +3,7 @@ const DRAW = {
   chart: (block, host, section) => drawChart(block, host, { sync: section }),
   table: (block, host) => drawTable(block, host),
   parallel: (block, host) => drawParallel(block, host),
+  intervals: (block, host) => drawIntervals(block, host),
   traces: (block, host) => drawTraces(block, host),
   facts: (block, host) => {
     const list = el("dl");
@@ -33,7 +34,7 @@ const DRAW = {
     host.append(el("div", { class: "scroll grid" }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body))), detail);
   },
 };
-const WIDE = new Set(["table", "parallel", "traces", "details", "videos", "grid", "note"]);
+const WIDE = new Set(["table", "parallel", "intervals", "traces", "details", "videos", "grid", "note"]);
 function build(report) {
   document.getElementById("subtitle").textContent = report.subtitle;
   const nav = document.getElementById("nav"), main = document.getElementById("main"), waiting = new Map();

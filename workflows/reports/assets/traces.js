@@ -23,7 +23,8 @@ function drawTraces(block, host) {
   const list = drawTable({ title: "episodes", columns, rows: data.rows }, side, { search: true, single: true, controls,
     open: (k) => { location.hash = "episode=" + encodeURIComponent(idOf(k)); }, selected: () => open,
     filter: (_, k) => !!data.traces[idOf(k)] });
-  host.append(el("div", { class: "browser" }, side, main));
+  // An episode that is alone needs no list.
+  host.append(data.rows.length > 1 ? el("div", { class: "browser" }, side, main) : main);
   if (data.note) host.append(el("p", { class: "note" }, data.note));
   function show(id, t) {
     clearInterval(timer);
