@@ -68,7 +68,8 @@ def test_trials_are_runs_that_are_compared_and_the_best_can_be_loaded(millrace, 
     "more",
     [
         "scheduler: {asha: {max_t: 4, grace_period: 1, reduction_factor: 2}}\nnum_samples: 2\n",
-        "scheduler: {pbt: {perturbation_interval: 1, mutate: [optim.lr]}}\ncheckpoint_period: 1\n",
+        "scheduler: {pbt: {perturbation_interval: 2, synch: true, mutate: [optim.lr]}}\n"
+        "checkpoint_period: 1\n",
     ],
     ids=["asha", "pbt"],
 )
@@ -82,6 +83,9 @@ def test_schedulers_end_and_clone_trials(millrace, tmp_path, more):
     assert {t["status"] for t in found["trials"]} == {"terminated"}
     if "asha" in more:
         assert min(iterations) < 4
+    else:
+        query = "SELECT count(*) AS n FROM run_events WHERE resumed_from IS NOT NULL"
+        assert Lake(tmp_path / "storage" / "lake").sql(query)["n"].to_pylist() != [0]
 
 
 @pytest.mark.usefixtures("ray_session")

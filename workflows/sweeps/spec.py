@@ -128,6 +128,9 @@ class Pbt(BaseModel):
     perturbation_interval: Number
     quantile_fraction: Number = 0.25
     resample_probability: Number = 0.25
+    synch: bool = False
+    """Trials wait for each other at every perturbation, so that all are compared at the same time
+    and repeat; else those that are behind never hold up the others."""
     mutate: list[str] = Field(default=[])
     """Settings that change when a trial takes another's weights; all that vary by default."""
     seed: int = 0
