@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 
-from offline.errors import LakeError
+from offline.errors import LakeBusyError, LakeError
 from pipelines.backend import Backend, LocalBackend
 from pipelines.callbacks import DriverCallbacks, StopTraining
 from pipelines.checkpoint import Checkpoint, numbered
@@ -35,12 +35,7 @@ from pipelines.run_start import (
     storage_of,
 )
 from pipelines.tracing import RunLog, Trace, lake_of, next_session, open_lake, write_policy
-from pipelines.training import (
-    TrainTask,
-    callback_specs,
-    pick_device,
-    plan_for,
-)
+from pipelines.training import TrainTask, callback_specs, pick_device, plan_for
 from rl_ops.env_id import NO_ENV
 from rl_ops.policy import Policy
 
@@ -456,6 +451,9 @@ class Pipeline:
         self._closed = True
         try:
             self._end_session()
+        except LakeBusyError:
+            self._mirror = None  # another machine goes on with the run, and the files are its own
+            raise
         finally:
             self.folder.close()
             self._give_ray_back()

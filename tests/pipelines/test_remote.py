@@ -1,10 +1,12 @@
 """Runs in an object store: their files are there, another machine goes on, and names are kept."""
 
+import hashlib
 import json
 import shutil
 
 import pytest
 
+from offline.errors import LakeBusyError
 from offline.lake import Lake
 from offline.storage import Storage
 from pipelines import Pipeline, PPOConfig, load_policy
@@ -89,6 +91,37 @@ def test_another_machine_goes_on_as_this_one_would(machine, s3_folder, tmp_path)
         "SELECT count(*) - count(DISTINCT (session, episode_id, t)) AS n FROM steps"
     )
     assert doubles["n"].to_pylist() == [0]
+
+
+def test_a_run_is_the_machines_that_went_on_with_it_last(machine, s3_folder):
+    config = PPOConfig(
+        **SMALL, checkpoint={"period_iterations": 2}, trace={"commit_interval_s": 0.01}
+    )
+    first = config.build(storage=s3_folder, debug=True, name="r")
+    for _ in range(2):
+        first.train()
+    machine()
+    with Pipeline.from_checkpoint(f"{s3_folder}/r", debug=True) as second:
+        for _ in range(2):
+            second.train()
+        written = text(s3_folder, "r/checkpoints/4/manifest.json")
+        with pytest.raises(LakeBusyError, match="as 'r/0', and was first"):
+            [first.train() for _ in range(3)]
+        told = text(s3_folder, "r/result.json")
+        with pytest.raises(LakeBusyError, match="as 'r/driver', and was first"):
+            first.close()
+        assert text(s3_folder, "r/result.json") == told
+        assert text(s3_folder, "r/checkpoints/4/manifest.json") == written
+        assert second.train()["training_iteration"] == 5
+    lake = Lake(f"{s3_folder}/lake")
+    doubles = "SELECT count(*) - count(DISTINCT (session, episode_id, t)) AS n FROM steps"
+    assert lake.sql(doubles)["n"].to_pylist() == [0]
+    sessions = "SELECT session, count(*) AS n FROM checkpoints GROUP BY session ORDER BY session"
+    assert lake.sql(sessions)["n"].to_pylist() == [1, 1]
+    (logged,) = lake.sql("SELECT sha256 FROM checkpoints WHERE checkpoint_id = 4").to_pylist()
+    assert logged["sha256"] == hashlib.sha256(written.encode()).hexdigest()
+    rows = [json.loads(line) for line in text(s3_folder, "r/result.json").splitlines()]
+    assert [row["training_iteration"] for row in rows] == [1, 2, 3, 4, 5]
 
 
 def test_going_on_from_an_older_checkpoint_sets_the_later_ones_aside(machine, s3_folder):
