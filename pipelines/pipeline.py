@@ -18,13 +18,14 @@ from pipelines.callbacks import DriverCallbacks, StopTraining
 from pipelines.checkpoint import Checkpoint, numbered
 from pipelines.config import AlgorithmConfig
 from pipelines.errors import CallbackError, CheckpointError, TrainingError, cause_of
-from pipelines.evaluation import Evaluation, EvaluationTask, check_videos, record_videos
+from pipelines.evaluation import check_videos
 from pipelines.offline_data import input_versions, logged_spaces
 from pipelines.own_code import own_code
 from pipelines.pipeline_policy import PipelinePolicy as PipelinePolicy
 from pipelines.remote import address_of, fetched, mirror_of
 from pipelines.resource_check import check_resources
 from pipelines.result import Result
+from pipelines.run_evaluations import RunEvaluations
 from pipelines.run_folder import RunFolder, check_run_id
 from pipelines.run_start import (
     check_same_policy,
@@ -37,7 +38,6 @@ from pipelines.run_start import (
 from pipelines.tracing import RunLog, Trace, lake_of, next_session, open_lake, write_policy
 from pipelines.training import TrainTask, callback_specs, pick_device, plan_for
 from rl_ops.env_id import NO_ENV
-from rl_ops.policy import Policy
 
 DEFAULT_STORAGE = "~/ray_results"
 
@@ -107,6 +107,13 @@ class Pipeline:
         except BaseException as error:
             self._leave_nothing(error, folder_is_new=not going_on)
             raise
+        self._evaluations = RunEvaluations(
+            self._plan,
+            self._backend,
+            log=self._log,
+            folder=self.folder.path / "videos",
+            tell=lambda figures: self._tell("on_evaluation", figures),
+        )
         self._last: Result | None = None
         self._untold: deque[Result] = deque()
         self._hold: int | None = self._version
@@ -271,7 +278,9 @@ class Pipeline:
         failures = told.pop("failures")
         result = self._last = Result({"run_id": self.run_id, **told})
         self._version, self._iteration = result["policy_version"], result["training_iteration"]
-        result |= self._evaluations(ended=result["stopped_by"] is not None)
+        result |= self._evaluations.at(
+            self._iteration, self._version, ended=result["stopped_by"] is not None
+        )
         for failure in failures:
             self._tell("on_failure", failure)
         self._tell_result(result)
@@ -312,33 +321,6 @@ class Pipeline:
             if self._hold is None or self._hold <= self._version:
                 result["stopped_by"] = self._stop_asked
 
-    def _evaluations(self, *, ended: bool) -> dict[str, Any]:
-        """Figures of the evaluation due at this iteration, or of one that ended meanwhile."""
-        config = self.config.evaluation
-        found: dict[str, Any] = {}
-        period = config.period_iterations
-        due = period is not None and self._iteration % period == 0
-        if due:
-            self._film()
-        if due and not config.parallel:
-            found = self.evaluate()
-        if config.parallel:
-            done = self._backend.finished_evaluation(wait=due or ended)
-            if due:
-                self._backend.start_evaluation(self._evaluation_task(), version=self._version)
-            if due and ended:
-                done = self._backend.finished_evaluation(wait=True)
-            if done is not None:
-                version, evaluation = done
-                self._log_evaluation(evaluation, self._evaluation_task(version=version))
-                found = self._told_evaluation(evaluation, version)
-        return {f"evaluation/{key}": value for key, value in found.items()}
-
-    def _told_evaluation(self, evaluation: Evaluation, version: int) -> dict[str, Any]:
-        """Its figures, with those that callbacks add."""
-        found = {**evaluation.figures(), "policy_version": version}
-        return found | self._tell("on_evaluation", found)
-
     def evaluate(self, *, num_episodes: int | None = None, seed: int | None = None) -> Result:
         """Evaluate the newest version, in a dataflow of its own.
 
@@ -347,48 +329,7 @@ class Pipeline:
             seed: of environments and sampling; one per version when None.
         """
         self._pause()
-        task = self._evaluation_task(num_episodes, seed)
-        evaluation = self._backend.evaluate(task)
-        self._log_evaluation(evaluation, task)
-        return Result(self._told_evaluation(evaluation, self._version))
-
-    def _film(self) -> None:
-        """Film the newest version, if that is wanted and it was not yet."""
-        folder = self.folder.path / "videos" / str(self._version)
-        if self.config.evaluation.videos and not folder.exists():
-            task = self._evaluation_task()
-            record_videos(
-                Policy(task.policy, self._backend.weights()),
-                task.env,
-                folder=folder,
-                episodes=self.config.evaluation.videos,
-                seed=task.seed,
-                explore=task.explore,
-            )
-
-    def _log_evaluation(self, evaluation: Evaluation, task: EvaluationTask) -> None:
-        if self._log is not None:
-            self._log.evaluation(evaluation, task)
-
-    def _evaluation_task(
-        self,
-        episodes: int | None = None,
-        seed: int | None = None,
-        *,
-        version: int | None = None,
-    ) -> EvaluationTask:
-        config = self.config.evaluation
-        version = self._version if version is None else version
-        return EvaluationTask(
-            policy=self._plan.policy,
-            env=self._plan.rollout.env,
-            episodes=config.episodes if episodes is None else episodes,
-            # Apart from the training environments' seeds, which come from a SeedSequence.
-            seed=1_000_003 * (self.config.seed + 1) + version if seed is None else seed,
-            version=version,
-            num_envs=config.num_envs,
-            explore=config.explore,
-        )
+        return self._evaluations.of(self._version, num_episodes=num_episodes, seed=seed)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write a checkpoint.
