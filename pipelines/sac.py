@@ -78,13 +78,12 @@ class SACLearner(ReplayLearner[SACConfig]):
             inputs, outputs = distribution.size, 1
         else:
             raise SpecError(f"sac acts in one Box or one Discrete space, got {distribution}")
-        self.is_discrete = not inputs
         wanted = self.config.temperature.target_entropy
         self.target_entropy = target_entropy(wanted, distribution)
         modules, self._follower = build_soft(
             self, num_critics=self.config.num_critics, inputs=inputs, outputs=outputs
         )
-        self.nets = None if self.is_discrete else soft_nets(self, modules)
+        self.nets = soft_nets(self, modules) if inputs else None
         return modules
 
     def learn(self, batch: Batch) -> Learned:
@@ -131,8 +130,7 @@ class SACLearner(ReplayLearner[SACConfig]):
         td_error_KB = target_B - q_KB.detach()
         slope_KB = batch.is_weight * td_error_KB * (-1 / batch.rows)
         if nets is None:
-            modules.critic_optimizer.grad.zero_()
-            torch.autograd.backward(q_KB, slope_KB)
+            modules.critic_optimizer.differentiate(q_KB, slope_KB)
         else:
             nets.descend(slope_KB)
         return td_error_KB, q_KB.detach()

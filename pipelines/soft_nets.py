@@ -75,14 +75,13 @@ class AutogradSoftNets:
 
     def q(self, obs: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """See `SoftNets`."""
-        self._q: torch.Tensor = self._modules.critics(obs, action)[..., 0]
-        detached: torch.Tensor = self._q.detach()
-        return detached
+        q_KB: torch.Tensor = self._modules.critics(obs, action)[..., 0]
+        self._q = q_KB
+        return q_KB.detach()
 
     def descend(self, slope_KB: torch.Tensor) -> None:
         """See `SoftNets`."""
-        self._modules.critic_optimizer.grad.zero_()
-        torch.autograd.backward(self._q, slope_KB)
+        self._modules.critic_optimizer.differentiate(self._q, slope_KB)
 
     def actor_loss(self, batch: Batch, alpha: torch.Tensor) -> tuple[Loss, torch.Tensor]:
         """See `SoftNets`."""
@@ -91,8 +90,7 @@ class AutogradSoftNets:
         with frozen(critics):
             q_KB = critics(batch.obs, action)[..., 0]
         loss = (batch.is_weight * soft_policy_loss(q_KB, logp_B, alpha)).mean()
-        self._modules.actor_optimizer.grad.zero_()
-        torch.autograd.backward(loss)
+        self._modules.actor_optimizer.differentiate(loss)
         return Loss({"actor_loss": loss.detach()}, {}), -logp_B.detach()
 
 

@@ -86,9 +86,13 @@ class FlatOptimizer:
             The norm of the gradient before clipping. When it is not finite the parameters were left
             as they are.
         """
-        self.grad.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.differentiate(loss)
         return self.descend(lr=lr)
+
+    def differentiate(self, value: torch.Tensor, slope: torch.Tensor | None = None) -> None:
+        """Put the gradient of sum(slope * value) in `grad`; of a scalar itself without a slope."""
+        self.grad.zero_()
+        torch.autograd.backward(value, slope)
 
     def descend(self, *, lr: float) -> float:
         """One descent step along the gradient that lies in `grad`; returns as `step` does."""

@@ -11,7 +11,7 @@ long as the same in pieces of 480.
 """
 
 import math
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,41 @@ from rl_ops.written_mlp import Layer, written_critics
 
 _PIECE_ROWS: Final = 512
 """Rows times actions that go backwards at once, on the CPU."""
+
+
+class _Rows(NamedTuple):
+    """What critics are descended at.
+
+    Attributes:
+        obs: [B, *shape].
+        action, log_density: [B, N, A] and [B, N].
+        slope: [B].
+        offset: [B]; None where the gradient goes through all actions.
+        kept: actions of a row that it goes through.
+    """
+
+    obs: Tensor
+    action: Tensor
+    log_density: Tensor
+    slope: Tensor
+    offset: Tensor | None
+    kept: int
+
+    @property
+    def at_once(self) -> int:
+        """Rows of a piece that goes backwards within the cache."""
+        return max(1, _PIECE_ROWS // self.kept)
+
+    def part(self, rows: slice) -> "_Rows":
+        """Some of the rows."""
+        return _Rows(
+            self.obs[rows],
+            self.action[rows],
+            self.log_density[rows],
+            self.slope[rows],
+            None if self.offset is None else self.offset[rows],
+            self.kept,
+        )
 
 
 class SampledCritics:
@@ -47,8 +82,7 @@ class SampledCritics:
         self._written: list[_WrittenCritic] | None = None
         plain = written_critics(critics, trained=True) is not None
         if plain and critics.spec.activation == "relu" and critics.num_layers > 1:
-            count = critics.num_critics
-            self._written = [_WrittenCritic(critics, k, kept=kept) for k in range(count)]
+            self._written = [_WrittenCritic(critics, k) for k in range(critics.num_critics)]
 
     def descend(
         self,
@@ -71,51 +105,38 @@ class SampledCritics:
         Returns:
             [K, B], detached.
         """
-        if self._kept is None or self._kept >= action_BNA.shape[1]:
+        samples = action_BNA.shape[1]
+        kept = min(samples, self._kept or samples)
+        if kept == samples:
             offset_B = None
         elif offset_B is None:
-            raise ValueError(f"to keep {self._kept} of {action_BNA.shape[1]} actions takes offsets")
-        given = obs, action_BNA, log_density_BN, slope_B, offset_B
+            raise ValueError(f"to keep {kept} of {samples} actions takes offsets")
+        given = _Rows(obs, action_BNA, log_density_BN, slope_B, offset_B, kept)
         if self._written is not None:
-            return torch.stack([critic.descend(*given) for critic in self._written])
-        on_cpu = obs.device.type == "cpu"
-        count = _rows_at_once(action_BNA.shape[1], self._kept) if on_cpu else len(obs)
-        pieces = range(0, len(obs), count)
-        return torch.cat([self._piece(*_rows_of(given, low, low + count)) for low in pieces], 1)
+            return torch.stack([critic.descend(given) for critic in self._written])
+        count = given.at_once if obs.device.type == "cpu" else len(obs)
+        pieces = (slice(low, low + count) for low in range(0, len(obs), count))
+        return torch.cat([self._piece(given.part(rows)) for rows in pieces], 1)
 
-    def _piece(
-        self,
-        obs: Tensor,
-        action_BNA: Tensor,
-        log_density_BN: Tensor,
-        slope_B: Tensor,
-        offset_B: Tensor | None,
-    ) -> Tensor:
+    def _piece(self, given: _Rows) -> Tensor:
+        """Masses [K, B] of some rows, whose gradient is added."""
+        obs, action_BNA, log_density_BN, slope_B, offset_B, kept = given
         if offset_B is None:
             mass_KB = sampled_log_mass(sampled_q(self._critics, obs, action_BNA), log_density_BN)
             torch.autograd.backward((slope_B * mass_KB).sum())
             return mass_KB.detach()
-        assert self._kept is not None  # or there were no offset
         with torch.no_grad():
             score_KBN = sampled_q(self._critics, obs, action_BNA) - log_density_BN
             weight_BN = score_KBN.softmax(2).flatten(0, 1)
             count = len(score_KBN)
-            which_BM, weight_BM = resample(weight_BN, self._kept, offset_B.repeat(count))
-            which = which_BM.view(count, len(obs), self._kept, 1)
+            which_BM, weight_BM = resample(weight_BN, kept, offset_B.repeat(count))
+            which = which_BM.view(count, len(obs), kept, 1)
             action_KBNA = action_BNA.expand(count, -1, -1, -1)
             kept_KBMA = action_KBNA.gather(2, which.expand(-1, -1, -1, action_BNA.shape[2]))
-            weight_KBM = weight_BM.view(count, len(obs), self._kept)
+            weight_KBM = weight_BM.view(count, len(obs), kept)
         q_KBM = sampled_q(self._critics, obs, kept_KBMA)
         torch.autograd.backward((slope_B.unsqueeze(1) * weight_KBM * q_KBM).sum())
         return score_KBN.logsumexp(2) - math.log(action_BNA.shape[1])
-
-
-def _rows_at_once(samples: int, kept: int | None) -> int:
-    return max(1, _PIECE_ROWS // min(samples, kept or samples))
-
-
-def _rows_of(given: tuple[Tensor | None, ...], low: int, high: int) -> list[Any]:
-    return [None if x is None else x[low:high] for x in given]
 
 
 def sampled_q(critics: CriticEnsemble, obs: Tensor, action: Tensor) -> Tensor:
@@ -150,8 +171,7 @@ def sampled_q(critics: CriticEnsemble, obs: Tensor, action: Tensor) -> Tensor:
 class _WrittenCritic:
     """One plain critic with relu between its layers, its gradient written out."""
 
-    def __init__(self, critics: CriticEnsemble, k: int, *, kept: int | None) -> None:
-        self._kept = kept
+    def __init__(self, critics: CriticEnsemble, k: int) -> None:
         stacks = [critics.layer(i) for i in range(critics.num_layers)]
         self._first, *self._rest = (
             Layer(weight.detach()[k], bias.detach()[k, 0], grad_of(weight)[k], grad_of(bias)[k, 0])
@@ -160,56 +180,40 @@ class _WrittenCritic:
         self._buffers: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def descend(
-        self,
-        obs: Tensor,
-        action_BNA: Tensor,
-        log_density_BN: Tensor,
-        slope_B: Tensor,
-        offset_B: Tensor | None,
-    ) -> Tensor:
+    def descend(self, given: _Rows) -> Tensor:
         """The masses [B]; adds their gradient."""
-        obs, first = obs.flatten(1), self._first
-        width, count = obs.shape[1], _rows_at_once(action_BNA.shape[1], self._kept)
+        obs, first = given.obs.flatten(1), self._first
+        width, count = obs.shape[1], given.at_once
         of_obs_BH = torch.addmm(first.bias, obs, first.matrix[:width])
-        d_of_obs_BH, mass_B = torch.empty_like(of_obs_BH), torch.empty_like(slope_B)
+        d_of_obs_BH, mass_B = torch.empty_like(of_obs_BH), torch.empty_like(given.slope)
         for low in range(0, len(obs), count):
             rows = slice(low, low + count)
-            given = _rows_of((action_BNA, log_density_BN, slope_B, offset_B), low, low + count)
-            mass_B[rows], d_of_obs_BH[rows] = self._piece(of_obs_BH[rows], *given)
+            mass_B[rows], d_of_obs_BH[rows] = self._piece(of_obs_BH[rows], given.part(rows))
         d_matrix, d_bias = _grads(first)
         d_matrix[:width].addmm_(obs.t(), d_of_obs_BH)
         d_bias.add_(d_of_obs_BH.sum(0))
         return mass_B
 
-    def _piece(
-        self,
-        of_obs_BH: Tensor,
-        action_BNA: Tensor,
-        log_density_BN: Tensor,
-        slope_B: Tensor,
-        offset_B: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _piece(self, of_obs_BH: Tensor, given: _Rows) -> tuple[Tensor, Tensor]:
         """Of some rows: masses [B], and derivatives by the observation's share of layer 0."""
-        rows, samples, size = action_BNA.shape
-        action = action_BNA.reshape(rows * samples, size)
+        rows, samples, size = given.action.shape
+        action = given.action.reshape(rows * samples, size)
         tape = self._forward(of_obs_BH, action)
         *hidden, last = self._rest
         q_BN = torch.mv(tape[-1], last.matrix[:, 0]).add_(last.bias).view(rows, samples)
-        score_BN = q_BN.sub_(log_density_BN)
+        score_BN = q_BN.sub_(given.log_density)
         mass_B = score_BN.logsumexp(1) - math.log(samples)
         weight_BN = score_BN.softmax(1)
-        if offset_B is not None:
-            assert self._kept is not None  # or there were no offset
-            which_BM, weight_BN = resample(weight_BN, self._kept, offset_B)
+        if given.offset is not None:
+            which_BM, weight_BN = resample(weight_BN, given.kept, given.offset)
             first_B1 = samples * torch.arange(rows).unsqueeze(1)
             chosen = (which_BM + first_B1).view(-1)
-            action, samples = action[chosen], self._kept
+            action = action[chosen]
             tape = [
                 torch.index_select(x, 0, chosen, out=kept[: len(chosen)])
                 for x, (*_, kept) in zip(tape, self._buffers, strict=True)
             ]
-        d = weight_BN.mul_(slope_B.unsqueeze(1)).view(-1, 1)
+        d = weight_BN.mul_(given.slope.unsqueeze(1)).view(-1, 1)
         layers = [self._first, *hidden, last]
         for i in reversed(range(len(tape))):
             below = self._buffers[i][1][: len(d)]
@@ -223,7 +227,7 @@ class _WrittenCritic:
             d = aten.threshold_backward.grad_input(below, tape[i], 0, grad_input=below)
         d_matrix, _ = _grads(self._first)
         d_matrix[-size:].addmm_(action.t(), d)
-        return mass_B, d.view(rows, samples, -1).sum(1)
+        return mass_B, d.view(rows, given.kept, -1).sum(1)
 
     def _forward(self, of_obs_BH: Tensor, action: Tensor) -> list[Tensor]:
         """What each hidden layer gives of rows x samples, in buffers of their own."""
@@ -231,8 +235,7 @@ class _WrittenCritic:
         layers = [self._first, *self._rest[:-1]]
         if not self._buffers or len(self._buffers[0][0]) < len(action):
             widths = [layer.matrix.shape[1] for layer in layers]
-            shared = [action.new_empty(3, len(action), width) for width in widths]
-            self._buffers = [(out, below, kept) for out, below, kept in shared]
+            self._buffers = [tuple(action.new_empty(3, len(action), width)) for width in widths]
         outs = [out[: len(action)] for out, *_ in self._buffers]
         torch.mm(action, self._first.matrix[-size:], out=outs[0])
         outs[0].view(rows, -1, outs[0].shape[1]).add_(of_obs_BH.unsqueeze(1)).relu_()

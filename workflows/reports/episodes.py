@@ -68,13 +68,16 @@ def traces_of(rows: Rows, *, count: int, named: Sequence[str] = (), storage: str
     """
     table = rows(_LISTED).to_pydict()
     telling = [table["episode_id"][i] for i in choose(table, count)]
+    index = {episode: i for i, episode in enumerate(table["episode_id"])}
     wanted = [_named(rows, name) for name in named]
     for row in wanted:
-        if row.episode_id not in table["episode_id"]:
-            _list(table, row)  # nobody saw it end
-    if not table["episode_id"]:
+        if row.episode_id not in index:  # nobody saw it end
+            index[row.episode_id] = len(index)
+            known = _listed(row)
+            for name, column in table.items():
+                column.append(known[name])
+    if not index:
         return None
-    index = {episode: i for i, episode in enumerate(table["episode_id"])}
     chosen = [*(row.episode_id for row in wanted), *telling]
     budget, read, traces = Budget(), dict[str, Trace](), dict[str, Any]()
     for run_id in dict.fromkeys(table["run_id"][index[name]] for name in chosen):
@@ -90,9 +93,13 @@ def traces_of(rows: Rows, *, count: int, named: Sequence[str] = (), storage: str
             traces[text(episode_id)] = found
     shown = _thinned(len(index), [index[name] for name in chosen])
     left_out = 1 if len(rows.run_ids) == 1 else None  # one run's name on every line says nothing
+
+    def row_at(i: int) -> list[Any]:
+        return _row({name: column[i] for name, column in table.items()})
+
     data = {
         "columns": [name for k, name in enumerate(_COLUMNS) if k != left_out],
-        "rows": [[x for k, x in enumerate(_row(table, i)) if k != left_out] for i in shown],
+        "rows": [[x for k, x in enumerate(row_at(i)) if k != left_out] for i in shown],
         "traces": traces,
         "first": next(iter(traces), None),
         "command": _command(rows.run_ids, storage),
@@ -105,12 +112,10 @@ def one_trace(trace: Trace, budget: Budget, *, storage: str) -> Traces:
     """The browser's data of one episode alone."""
     name = text(trace.episode.episode_id)
     found = _trace(trace, budget)
-    table: dict[str, list[Any]] = {key: [] for key in _TABLE}
-    _list(table, trace.episode)
     return Traces(
         {
             "columns": _COLUMNS,
-            "rows": [_row(table, 0)],
+            "rows": [_row(_listed(trace.episode))],
             "traces": {} if found is None else {name: found},
             "first": name,
             "command": _command([trace.episode.run_id], storage),
@@ -119,17 +124,6 @@ def one_trace(trace: Trace, budget: Budget, *, storage: str) -> Traces:
     )
 
 
-_TABLE: Final = (
-    c.EPISODE_ID,
-    c.RUN_ID,
-    "kind",
-    "return",
-    "length",
-    c.ABORTED,
-    c.TERMINATED,
-    c.TRUNCATED,
-    "version",
-)
 _LISTED: Final = """
     SELECT episode_id, run_id, kind, "return", length, coalesce(aborted, false) AS aborted,
         terminated, truncated, policy_version_last AS version
@@ -171,17 +165,22 @@ def _thinned(total: int, certain: Sequence[int]) -> list[int]:
     return sorted({*spread, *certain})
 
 
-def _row(table: Mapping[str, Sequence[Any]], i: int) -> list[Any]:
-    flags_of = {name: table[name][i] for name in (c.ABORTED, c.TERMINATED, c.TRUNCATED)}
+def _row(known: Mapping[str, Any]) -> list[Any]:
+    """Of an episode, by the names that `_LISTED` has: what the list shows."""
     return [
-        text(table["episode_id"][i]),
-        text(table["run_id"][i]),
-        text(table["kind"][i]),
-        rounded(table["return"][i]),
-        table["length"][i],
-        ending_of(**flags_of),
-        table["version"][i],
+        text(known["episode_id"]),
+        text(known["run_id"]),
+        text(known["kind"]),
+        rounded(known["return"]),
+        known["length"],
+        ending_of(known[c.ABORTED], known[c.TERMINATED], known[c.TRUNCATED]),
+        known["version"],
     ]
+
+
+def _listed(row: EpisodeRow) -> dict[str, Any]:
+    """An episode by the names that `_LISTED` has."""
+    return {**vars(row), "return": row.return_, "version": row.policy_version_last}
 
 
 def _named(rows: Rows, given: str) -> EpisodeRow:
@@ -196,13 +195,6 @@ def _named(rows: Rows, given: str) -> EpisodeRow:
             f"episode {row.episode_id!r} is of run {row.run_id!r}, which is not in this report"
         )
     return row
-
-
-def _list(table: Mapping[str, list[Any]], row: EpisodeRow) -> None:
-    """Add an episode to the columns of those listed."""
-    known = {**vars(row), "return": row.return_, "version": row.policy_version_last}
-    for name, column in table.items():
-        column.append(known[name])
 
 
 def _trace(trace: Trace, budget: Budget) -> dict[str, Any] | None:

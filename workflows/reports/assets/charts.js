@@ -173,10 +173,9 @@ function drawIntervals(block, host) {
   if (block.reference) seen.push(block.reference[1]);
   const line = 26, top = 22, bottom = top + line * block.rows.length, height = bottom + 44;
   const width = Math.max(host.clientWidth || 700, 320), left = Math.min(150, width * 0.3), right = width - 90;
-  const scale = axisScale(seen, false, left + 10, right - 10), x = (v) => left + right - scale.at(v);
+  const scale = axisScale(seen, false, right - 10, left + 10), x = scale.at;
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": block.title });
-  for (const [text, place] of scale.ticks()) {
-    const at = left + right - place;
+  for (const [text, at] of scale.ticks()) {
     root.append(svg("line", { class: "rule", x1: at, x2: at, y1: top, y2: bottom }));
     root.append(svg("text", { x: at, y: bottom + 16, "text-anchor": "middle" }, text));
   }
